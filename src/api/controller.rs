@@ -1,0 +1,1 @@
+//! Pure: the controller engine.

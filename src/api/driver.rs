@@ -1,0 +1,1 @@
+//! The thin async shell of the controller engine.

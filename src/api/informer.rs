@@ -1,0 +1,1 @@
+//! List and watch as one stream of changes.

@@ -1,0 +1,1 @@
+//! Pure: JSON and YAML bytes to tree and back, strict, from the field table.

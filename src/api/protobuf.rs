@@ -1,0 +1,1 @@
+//! Pure: protobuf bytes to tree and back, canonical, from the field table.

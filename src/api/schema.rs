@@ -1,0 +1,1 @@
+//! Pure: the structural schema: one table for every built-in type.

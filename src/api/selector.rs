@@ -1,0 +1,1 @@
+//! Pure: label and field selectors.

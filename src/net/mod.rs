@@ -1,0 +1,1 @@
+//! Packets: pod network, services, DNS.

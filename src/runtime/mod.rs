@@ -1,0 +1,1 @@
+//! Containers: speaks OCI, not Kubernetes.

@@ -1,0 +1,1 @@
+//! Pure: cluster IPs and node ports.

@@ -1,0 +1,1 @@
+//! Pure: content negotiation.

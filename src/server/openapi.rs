@@ -1,0 +1,1 @@
+//! Pure: OpenAPI v3 from the schema table.

@@ -1,0 +1,1 @@
+//! Pure: JSON, merge and strategic-merge patch.

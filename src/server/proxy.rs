@@ -1,0 +1,1 @@
+//! Connect subresources, spliced to the kubelet.

@@ -1,0 +1,1 @@
+//! Pure: method, path and query to Request.
