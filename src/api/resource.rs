@@ -59,6 +59,11 @@ impl Resource {
         if self.group.is_empty() { self.kind.to_string() } else { format!("{}.{}", self.kind, self.group) }
     }
 
+    /// The row objects of this group-resource are stored under; itself for most.
+    pub fn storage(&self) -> &'static Resource {
+        find(self.storage_group, self.storage_version, self.plural).expect("every storage version is served or registered")
+    }
+
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|s| s.name == name)
     }
@@ -86,6 +91,19 @@ pub fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_string() } else { format!("{group}/{version}") }
 }
 
+include!(concat!(env!("OUT_DIR"), "/resources.rs"));
+
+/// The built-in row of a group, version and plural.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+    ALL.iter().copied().find(|r| r.plural == plural && r.group == group && r.version == version)
+}
+
+/// The built-in row of an object's `apiVersion` and `kind`.
+pub fn by_kind(api_version: &str, kind: &str) -> Option<&'static Resource> {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    ALL.iter().copied().find(|r| r.kind == kind && r.group == group && r.version == version)
+}
+
 /// Resources are the same where group, version and plural are; rows are statics, so identity would do, too.
 impl PartialEq for Resource {
     fn eq(&self, other: &Resource) -> bool {
@@ -97,5 +115,28 @@ impl Eq for Resource {}
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.qualified())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_unique_and_their_storage_rows_exist() {
+        for r in ALL {
+            assert!(std::ptr::eq(find(r.group, r.version, r.plural).unwrap(), *r), "{r}");
+            assert!(std::ptr::eq(by_kind(&r.api_version(), r.kind).unwrap(), *r), "{r}");
+            assert_eq!(r.storage().storage().kind, r.kind);
+        }
+    }
+
+    #[test]
+    fn events_are_stored_as_core_and_autoscalers_as_v2() {
+        assert_eq!(EVENTS.group, "");
+        assert!(std::ptr::eq(EVENTS_K8S_IO_EVENTS.storage(), &EVENTS));
+        assert!(std::ptr::eq(AUTOSCALING_V1_HORIZONTALPODAUTOSCALERS.storage(), &HORIZONTALPODAUTOSCALERS));
+        assert_eq!(PODS.subresource("eviction").unwrap().group, "policy");
+        assert_eq!(DEPLOYMENTS.subresource("scale").unwrap().kind, "Scale");
     }
 }
