@@ -1,1 +1,9 @@
-//! Resources with their strategies.
+//! Resource and Strategy, paired: built-ins at start, custom resources while running.
+
+use crate::api::object::Object;
+use super::strategy::Selectable;
+
+/// The text of a scalar field in stored bytes.
+pub fn field_text(_object: &Object, _field: &Selectable) -> String {
+    String::new()
+}
