@@ -12,6 +12,7 @@
 
 pub mod config;
 pub mod pki;
+pub mod sample;
 pub mod task;
 pub mod telemetry;
 pub mod transport;

@@ -11,3 +11,5 @@ mod net;
 mod api;
 
 mod sim;
+
+mod tidy;

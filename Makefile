@@ -1,0 +1,31 @@
+# The commands of the README. Each installs what it needs (Debian packages, as root) and says so.
+
+TARGET := x86_64-unknown-linux-gnu
+.PHONY: build run test bench needs test-needs fmt
+
+# A static, non-PIE, stripped executable.
+build: needs
+	cargo build --release --locked --bin coracle
+	cp -f target/$(TARGET)/release/coracle target/coracle.new && mv -f target/coracle.new target/coracle
+	@ls -lh target/coracle
+
+# A throw-away cluster with the sample workload; Ctrl-C ends it.
+run: build
+	target/coracle try --sample
+
+test: needs test-needs
+	cargo fmt --check
+	cargo clippy --locked --all-targets --quiet -- -D warnings
+	CORACLE_KUBECTL_DIR=$(CURDIR)/target/kubectl cargo test --locked
+
+bench: build
+	cargo bench --locked
+
+needs:
+	@packaging/needs build
+
+test-needs:
+	@packaging/needs test
+
+fmt:
+	cargo fmt
