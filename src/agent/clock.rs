@@ -1,23 +1,38 @@
 //! Pure: wall-clock milliseconds, the unit the node's decisions count in, and their Kubernetes spelling.
 
+use crate::api::time::Time;
+
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;
 
 /// `2006-01-02T15:04:05Z`, as `metav1.Time` is written.
 pub fn text(at: Millis) -> String {
-    let stamp = jiff::Timestamp::from_second(at.div_euclid(1000)).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    stamp.to_string()
+    Time::from_seconds(at.div_euclid(1000)).to_string()
 }
 
 /// `2006-01-02T15:04:05.000000Z`, as `metav1.MicroTime` is written.
 pub fn micro_text(at: Millis) -> String {
-    let base = text(at);
-    format!("{}.{:06}Z", base.trim_end_matches('Z'), at.rem_euclid(1000) * 1000)
+    time(at).micro()
 }
 
 /// Milliseconds of an RFC 3339 text; `None` where it is absent or not a time.
 pub fn parse(text: &str) -> Option<Millis> {
-    text.parse::<jiff::Timestamp>().ok().map(|t| t.as_millisecond())
+    Time::parse(text).ok().map(millis)
+}
+
+pub fn millis(time: Time) -> Millis {
+    time.seconds * 1000 + i64::from(time.nanos / 1_000_000)
+}
+
+pub fn time(at: Millis) -> Time {
+    let nanos = u32::try_from(at.rem_euclid(1000)).expect("below 1000") * 1_000_000;
+    Time { seconds: at.div_euclid(1000), nanos }
+}
+
+/// Milliseconds of a file's or a container's time.
+pub fn of_system(time: std::time::SystemTime) -> Millis {
+    let since = time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A duration as Go prints it: `10s`, `1m20s`, `5m0s`.

@@ -19,12 +19,12 @@ impl Class {
         }
     }
 
-    /// The pod's cgroup below the node's root; guaranteed pods stand beside the class directories, as upstream has it.
-    pub fn cgroup(self, uid: &str) -> String {
+    /// The parent of the pod's cgroup; guaranteed pods stand beside the class directories, as upstream has it.
+    pub fn cgroup_parent(self) -> &'static str {
         match self {
-            Class::Guaranteed => format!("kubepods/pod{uid}"),
-            Class::Burstable => format!("kubepods/burstable/pod{uid}"),
-            Class::BestEffort => format!("kubepods/besteffort/pod{uid}"),
+            Class::Guaranteed => "",
+            Class::Burstable => "burstable",
+            Class::BestEffort => "besteffort",
         }
     }
 }

@@ -1,0 +1,162 @@
+//! Pure: does a bound pod fit here, and does it ask for something this node cannot do yet.
+//!
+//! The scheduler has decided already; this is the last check, for pods bound by hand and for races. A pod that needs an
+//! unfinished feature is not failed (its controller would replace it for ever): it waits and says what it waits for.
+
+use super::observe::Reason;
+use super::pod::{Pod, name_of};
+use crate::agent::qos;
+use crate::api::value::Value;
+
+/// What this node offers, by `status.allocatable`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Room {
+    pub cpu_milli: i64,
+    pub memory_bytes: i64,
+    pub pods: i64,
+    /// The node's labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// `others` are the pods that were admitted before and have not ended.
+pub fn admit(pod: Pod, others: &[Value], room: &Room) -> Result<(), Reason> {
+    let refuse = |reason: &str, message: String| Err(Reason { reason: reason.to_string(), message });
+    let os = pod.0.str_at(&["spec", "os", "name"]);
+    if !os.is_empty() && os != "linux" {
+        return refuse("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS".to_string());
+    }
+    let mismatch = pod.0.map_at(&["spec", "nodeSelector"]).into_iter().flat_map(|m| m.iter());
+    for (key, value) in mismatch {
+        if room.labels.get(key).map(String::as_str) != value.as_str() {
+            return refuse("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_string());
+        }
+    }
+    let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
+    if count + 1 > room.pods {
+        return refuse("OutOfpods", short("pods", 1, count, room.pods));
+    }
+    let (cpu, memory) = qos::requests(pod.0);
+    let used = others.iter().map(qos::requests).fold((0, 0), |sum, r| (sum.0 + r.0, sum.1 + r.1));
+    if cpu > 0 && cpu > room.cpu_milli - used.0 {
+        return refuse("OutOfcpu", short("cpu", cpu, used.0, room.cpu_milli));
+    }
+    if memory > 0 && memory > room.memory_bytes - used.1 {
+        return refuse("OutOfmemory", short("memory", memory, used.1, room.memory_bytes));
+    }
+    let taken: Vec<HostPort> = others.iter().flat_map(|p| host_ports(Pod(p))).collect();
+    if host_ports(pod).iter().any(|port| taken.iter().any(|t| t.clashes(port))) {
+        let message = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return refuse("NodePorts", message.to_string());
+    }
+    Ok(())
+}
+
+fn short(what: &str, requested: i64, used: i64, capacity: i64) -> String {
+    format!("Pod was rejected: Node didn't have enough resource: {what}, requested: {requested}, used: {used}, capacity: {capacity}")
+}
+
+/// A port of the node that a container asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostPort {
+    pub ip: String,
+    pub port: u16,
+    pub container_port: u16,
+    pub protocol: String,
+}
+
+impl HostPort {
+    fn clashes(&self, other: &HostPort) -> bool {
+        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
+        self.port == other.port && self.protocol == other.protocol && (any(&self.ip) || any(&other.ip) || self.ip == other.ip)
+    }
+}
+
+pub fn host_ports(pod: Pod) -> Vec<HostPort> {
+    let ports = pod.containers().iter().chain(pod.init_containers()).flat_map(|c| c.list_at(&["ports"]));
+    ports
+        .filter_map(|p| {
+            let container_port = u16::try_from(p.i64_at(&["containerPort"]).unwrap_or(0)).ok()?;
+            let asked = p.i64_at(&["hostPort"]).and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
+            let port = asked.or(pod.host_network().then_some(container_port)).filter(|n| *n > 0)?;
+            let protocol = match p.str_at(&["protocol"]) {
+                "" => "TCP",
+                protocol => protocol,
+            };
+            Some(HostPort { ip: p.str_at(&["hostIP"]).to_string(), port, container_port, protocol: protocol.to_string() })
+        })
+        .collect()
+}
+
+/// Volume types this node sets up.
+pub const VOLUMES: [&str; 6] = ["emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected"];
+
+/// The first thing the pod needs that is not there yet, in words for its status.
+pub fn unsupported(pod: Pod) -> Option<String> {
+    let not_yet = |what: String| Some(format!("{what} not supported yet by this version of Coracle"));
+    for c in pod.init_containers() {
+        if c.str_at(&["restartPolicy"]) == "Always" {
+            return not_yet(format!("sidecar containers (init container \"{}\" with restartPolicy Always) are", name_of(c)));
+        }
+    }
+    for c in pod.init_containers().iter().chain(pod.containers()) {
+        let name = name_of(c);
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            if c.at(&[probe, "grpc"]).is_some() {
+                return not_yet(format!("gRPC probes ({probe} of container \"{name}\") are"));
+            }
+        }
+        if !c.list_at(&["volumeDevices"]).is_empty() {
+            return not_yet(format!("block volumes (volumeDevices of container \"{name}\") are"));
+        }
+        if !c.list_at(&["resources", "claims"]).is_empty() {
+            return not_yet(format!("resource claims (container \"{name}\") are"));
+        }
+        if c.str_at(&["securityContext", "seccompProfile", "type"]) == "Localhost" {
+            return not_yet(format!("Localhost seccomp profiles (container \"{name}\") are"));
+        }
+        if c.at(&["restartPolicyRules"]).is_some() {
+            return not_yet(format!("restart rules (container \"{name}\") are"));
+        }
+    }
+    if pod.0.str_at(&["spec", "securityContext", "seccompProfile", "type"]) == "Localhost" {
+        return not_yet("Localhost seccomp profiles are".to_string());
+    }
+    if pod.0.at(&["spec", "hostUsers"]) == Some(&Value::Bool(false)) {
+        return not_yet("user namespaces (hostUsers: false) are".to_string());
+    }
+    for volume in pod.volumes() {
+        let kind = volume.as_map().and_then(|m| m.iter().find(|(k, v)| *k != "name" && !v.is_null())).map_or("emptyDir", |(k, _)| k);
+        if !VOLUMES.contains(&kind) {
+            return not_yet(format!("volumes of type {kind} (volume \"{}\") are", name_of(volume)));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value;
+
+    fn pod(cpu: &str, port: i64) -> Value {
+        value!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}, "ports": [{"containerPort": 80, "hostPort": port}]}]}})
+    }
+
+    #[test]
+    fn resources_ports_and_count_are_limits() {
+        let room = Room { cpu_milli: 1000, memory_bytes: 1 << 30, pods: 2, ..Room::default() };
+        let reason = |p: &Value, others: &[Value]| admit(Pod(p), others, &room).err().map(|r| r.reason);
+        assert_eq!(reason(&pod("600m", 1), &[]), None);
+        assert_eq!(reason(&pod("600m", 1), &[pod("600m", 2)]).as_deref(), Some("OutOfcpu"));
+        assert_eq!(reason(&pod("1m", 1), &[pod("600m", 1)]).as_deref(), Some("NodePorts"));
+        assert_eq!(reason(&pod("1m", 1), &[pod("1m", 2), pod("1m", 3)]).as_deref(), Some("OutOfpods"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let p = value!({"spec": {"volumes": [{"name": "v", "nfs": {"server": "s"}}], "containers": []}});
+        assert_eq!(unsupported(Pod(&p)).unwrap(), "volumes of type nfs (volume \"v\") are not supported yet by this version of Coracle");
+        let p = value!({"spec": {"volumes": [{"name": "v", "secret": {}}], "containers": [{"name": "c"}]}});
+        assert_eq!(unsupported(Pod(&p)), None);
+    }
+}

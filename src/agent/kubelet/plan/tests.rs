@@ -1,0 +1,157 @@
+//! Given a pod and what is observed, these are the steps.
+
+use super::*;
+use crate::agent::kubelet::observe::{Doom, Verdicts};
+use crate::agent::kubelet::restart::Backoff;
+use crate::api::value::Value;
+use crate::value;
+
+const NOW: Millis = 1_700_000_000_000;
+
+fn pod(policy: &str) -> Value {
+    value!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": 30,
+        "initContainers": [{"name": "i1", "image": "x"}, {"name": "i2", "image": "x"}],
+        "containers": [{"name": "a", "image": "x"}, {"name": "b", "image": "x"}]}})
+}
+
+fn ready() -> Observed {
+    Observed { volumes: Progress::Ready, sandbox: Progress::Ready, set_up: true, ..Observed::default() }
+}
+
+fn container(name: &str, attempt: u32, state: State) -> Container {
+    Container {
+        id: format!("{name}{attempt}"),
+        name: name.into(),
+        attempt,
+        image: "x".into(),
+        image_id: "sha256:1".into(),
+        started_at: Some(NOW - 5000),
+        finished_at: matches!(state, State::Exited { .. }).then_some(NOW - 1000),
+        state,
+    }
+}
+
+fn exited(name: &str, attempt: u32, code: i32) -> Container {
+    container(name, attempt, State::Exited { code, signal: 0, reason: "Error".into(), message: String::new() })
+}
+
+fn with(containers: Vec<Container>) -> Observed {
+    Observed { containers, ..ready() }
+}
+
+fn run(pod: &Value, observed: &Observed) -> Vec<Step> {
+    plan(Pod(pod), observed, &Probes::default(), NOW)
+}
+
+fn start(name: &str, attempt: u32) -> Step {
+    Step::StartContainer { name: name.into(), attempt }
+}
+
+fn stop(name: &str, attempt: u32, grace_seconds: i64, why: Why) -> Step {
+    Step::StopContainer { id: format!("{name}{attempt}"), name: name.into(), grace_seconds, why }
+}
+
+#[test]
+fn a_new_pod_gets_volumes_and_sandbox_side_by_side() {
+    assert_eq!(run(&pod("Always"), &Observed::default()), [Step::MountVolumes, Step::StartSandbox]);
+}
+
+#[test]
+fn init_containers_run_one_after_the_other_then_all_others_together() {
+    let p = pod("Always");
+    assert_eq!(run(&p, &ready()), [start("i1", 0)]);
+    assert_eq!(run(&p, &with(vec![container("i1", 0, State::Running)])), []);
+    assert_eq!(run(&p, &with(vec![exited("i1", 0, 0)])), [start("i2", 0)]);
+    assert_eq!(run(&p, &with(vec![exited("i1", 0, 0), exited("i2", 0, 0)])), [start("a", 0), start("b", 0)]);
+}
+
+#[test]
+fn a_failing_init_container_is_tried_again_or_ends_the_pod() {
+    assert_eq!(run(&pod("Always"), &with(vec![exited("i1", 0, 1)])), [start("i1", 1)]);
+    // The outcome is reported first; only then things are taken down.
+    assert_eq!(run(&pod("Never"), &with(vec![exited("i1", 0, 1)])), []);
+}
+
+#[test]
+fn a_pod_that_is_right_needs_nothing() {
+    let running = with(vec![container("a", 3, State::Running), container("b", 0, State::Running)]);
+    assert_eq!(run(&pod("Always"), &running), []);
+}
+
+#[test]
+fn exits_restart_by_policy_and_back_off() {
+    let mut observed = with(vec![exited("a", 0, 1), container("b", 0, State::Running)]);
+    assert_eq!(run(&pod("Always"), &observed), [start("a", 1)]);
+    assert_eq!(run(&pod("Never"), &observed), []);
+    observed.backoffs.insert("a".into(), Backoff { delay_ms: 20_000, updated: NOW - 3000 });
+    assert_eq!(run(&pod("OnFailure"), &observed), [Step::Wake { at: NOW - 1000 + 20_000 }]);
+}
+
+#[test]
+fn a_failed_start_waits_for_its_time() {
+    use crate::agent::kubelet::observe::Reason;
+    let mut observed = with(vec![exited("i1", 0, 0), exited("i2", 0, 0), container("b", 0, State::Running)]);
+    let reason = Reason { reason: "ErrImagePull".into(), message: "m".into() };
+    observed.failures.insert("a".into(), Failure::after(None, reason, 10_000, 300_000, NOW));
+    assert_eq!(run(&pod("Always"), &observed), [Step::Wake { at: NOW + 10_000 }]);
+}
+
+#[test]
+fn deletion_stops_everything_then_takes_down_then_deletes() {
+    let mut p = pod("Always");
+    p.set(&["metadata", "deletionTimestamp"], "2023-11-14T22:13:20Z");
+    p.set(&["metadata", "deletionGracePeriodSeconds"], 5);
+    let running = with(vec![container("a", 0, State::Running), exited("b", 0, 0)]);
+    assert_eq!(run(&p, &running), [stop("a", 0, 5, Why::Deleted)]);
+    assert_eq!(run(&p, &with(vec![exited("a", 0, 0)])), [Step::Teardown]);
+    let mut clean = Observed::default();
+    assert_eq!(run(&p, &clean), []);
+    clean.reported = true;
+    assert_eq!(run(&p, &clean), [Step::DeletePod]);
+    clean.gone = true;
+    assert_eq!(run(&p, &clean), [Step::Forget]);
+}
+
+#[test]
+fn a_finished_pod_is_taken_down_once_its_end_is_known_and_not_deleted() {
+    let mut p = pod("Never");
+    let observed = with(vec![exited("a", 0, 0), exited("b", 0, 0)]);
+    assert_eq!(run(&p, &observed), []);
+    p.set(&["status", "phase"], "Succeeded");
+    assert_eq!(run(&p, &observed), [Step::Teardown]);
+    assert_eq!(run(&p, &Observed::default()), []);
+}
+
+#[test]
+fn a_doomed_container_is_stopped_with_the_probes_grace() {
+    let observed = with(vec![container("a", 0, State::Running), container("b", 0, State::Running)]);
+    let doomed = Some(Doom { probe: "liveness", grace_seconds: Some(3) });
+    let probes = Probes([("a0".to_string(), Verdicts { started: true, ready: true, doomed })].into());
+    assert_eq!(plan(Pod(&pod("Always")), &observed, &probes, NOW), [stop("a", 0, 3, Why::Probe("liveness"))]);
+}
+
+#[test]
+fn the_active_deadline_ends_a_pod() {
+    let mut p = pod("Always");
+    p.set(&["spec", "activeDeadlineSeconds"], 60);
+    p.set(&["status", "startTime"], "2023-11-14T22:13:00Z");
+    let observed = with(vec![container("a", 0, State::Running), container("b", 0, State::Running)]);
+    assert_eq!(run(&p, &observed), [Step::Wake { at: NOW + 40_000 }]);
+    let late = plan(Pod(&p), &observed, &Probes::default(), NOW + 40_000);
+    assert_eq!(late, [stop("a", 0, 30, Why::Ended), stop("b", 0, 30, Why::Ended)]);
+}
+
+#[test]
+fn after_a_reboot_attempts_go_on_from_what_was_reported() {
+    let mut p = pod("Always");
+    p.set(&["status", "containerStatuses"], value!([{"name": "a", "restartCount": 4, "containerID": "coracle://old", "state": {"running": {}}}]));
+    p.set(&["status", "initContainerStatuses"], value!([]));
+    let observed = with(vec![exited("i1", 0, 0), exited("i2", 0, 0)]);
+    assert_eq!(run(&p, &observed), [start("a", 5), start("b", 0)]);
+}
+
+#[test]
+fn what_is_not_supported_is_left_alone() {
+    let observed = Observed { unsupported: Some("x".into()), ..Observed::default() };
+    assert_eq!(run(&pod("Always"), &observed), []);
+}

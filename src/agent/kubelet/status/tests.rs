@@ -1,0 +1,150 @@
+//! Given a pod and what is observed, this is its status.
+
+use super::*;
+use crate::agent::kubelet::observe::{Failure, Progress, Reason, Verdicts};
+use crate::agent::kubelet::restart::Backoff;
+
+const NOW: Millis = 1_700_000_000_000;
+
+fn pod(policy: &str) -> Value {
+    value!({"metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": 1}, "spec": {"restartPolicy": policy,
+        "containers": [{"name": "a", "image": "x"}]}})
+}
+
+fn container(state: State) -> Container {
+    Container {
+        id: "c1".into(),
+        name: "a".into(),
+        attempt: 0,
+        image: "x".into(),
+        image_id: "sha256:1".into(),
+        started_at: Some(NOW - 5000),
+        finished_at: matches!(state, State::Exited { .. }).then_some(NOW - 1000),
+        state,
+    }
+}
+
+fn exited(code: i32) -> Container {
+    let reason = if code == 0 { "Completed" } else { "Error" };
+    container(State::Exited { code, signal: 0, reason: reason.into(), message: "bye".into() })
+}
+
+fn observed(containers: Vec<Container>) -> Observed {
+    Observed {
+        volumes: Progress::Ready,
+        sandbox: Progress::Ready,
+        set_up: true,
+        ips: vec!["10.42.0.2".into()],
+        host_ips: vec!["10.0.0.1".into()],
+        containers,
+        ..Observed::default()
+    }
+}
+
+fn run(pod: &Value, observed: &Observed) -> Value {
+    status(Pod(pod), observed, &Probes::default(), NOW)
+}
+
+fn condition(status: &Value, kind: &str) -> (String, String, String) {
+    let c = status.list_at(&["conditions"]).iter().find(|c| c.str_at(&["type"]) == kind).unwrap();
+    (c.str_at(&["status"]).into(), c.str_at(&["reason"]).into(), c.str_at(&["message"]).into())
+}
+
+#[test]
+fn a_running_pod_is_ready_with_addresses() {
+    let s = run(&pod("Always"), &observed(vec![container(State::Running)]));
+    assert_eq!((s.str_at(&["phase"]), s.str_at(&["podIP"]), s.str_at(&["hostIP"])), ("Running", "10.42.0.2", "10.0.0.1"));
+    assert_eq!(condition(&s, "Ready").0, "True");
+    let c = &s.list_at(&["containerStatuses"])[0];
+    assert_eq!(c.str_at(&["containerID"]), "coracle://c1");
+    assert!(c.bool_at(&["ready"]) && c.bool_at(&["started"]));
+    assert_eq!(c.str_at(&["state", "running", "startedAt"]), "2023-11-14T22:13:15Z");
+    assert_eq!(s.i64_at(&["observedGeneration"]), Some(1));
+}
+
+#[test]
+fn the_same_again_is_no_patch_and_urgent_means_phase_or_readiness() {
+    let mut p = pod("Always");
+    let o = observed(vec![container(State::Running)]);
+    let first = run(&p, &o);
+    p.set(&["status"], first.clone());
+    let second = status(Pod(&p), &o, &Probes::default(), NOW + 60_000);
+    assert_eq!(patch(&first, &second), None);
+    let unready = Probes([("c1".to_string(), Verdicts { started: true, ready: false, doomed: None })].into());
+    let third = status(Pod(&p), &o, &unready, NOW + 60_000);
+    assert!(is_urgent(&first, &third));
+    let sent = patch(&first, &third).unwrap();
+    let kinds: Vec<&str> = sent.list_at(&["conditions"]).iter().map(|c| c.str_at(&["type"])).collect();
+    assert_eq!(kinds, ["Ready", "ContainersReady"]);
+    assert_eq!(condition(&third, "Ready").2, "containers with unready status: [a]");
+}
+
+#[test]
+fn a_crash_shows_the_exit_then_the_back_off() {
+    let p = pod("Always");
+    let mut o = observed(vec![exited(1)]);
+    let s = run(&p, &o);
+    assert_eq!(s.i64_at(&["containerStatuses"]).is_none(), true);
+    let c = &s.list_at(&["containerStatuses"])[0];
+    assert_eq!((c.i64_at(&["state", "terminated", "exitCode"]), s.str_at(&["phase"])), (Some(1), "Running"));
+    o.backoffs.insert("a".into(), Backoff { delay_ms: 10_000, updated: NOW - 5000 });
+    let s = run(&p, &o);
+    let c = &s.list_at(&["containerStatuses"])[0];
+    assert_eq!(c.str_at(&["state", "waiting", "reason"]), "CrashLoopBackOff");
+    assert_eq!(c.str_at(&["state", "waiting", "message"]), "back-off 10s restarting failed container=a pod=p_n(u)");
+    assert_eq!((c.i64_at(&["lastState", "terminated", "exitCode"]), s.str_at(&["phase"])), (Some(1), "Running"));
+}
+
+#[test]
+fn phases_at_the_end() {
+    assert_eq!(run(&pod("Never"), &observed(vec![exited(0)])).str_at(&["phase"]), "Succeeded");
+    assert_eq!(run(&pod("Never"), &observed(vec![exited(2)])).str_at(&["phase"]), "Failed");
+    assert_eq!(run(&pod("OnFailure"), &observed(vec![exited(0)])).str_at(&["phase"]), "Succeeded");
+    let s = run(&pod("Never"), &observed(vec![exited(0)]));
+    assert_eq!(condition(&s, "Ready").1, "PodCompleted");
+    let mut p = pod("Always");
+    p.set(&["metadata", "deletionTimestamp"], "2023-11-14T22:13:20Z");
+    assert_eq!(run(&p, &observed(vec![exited(0)])).str_at(&["phase"]), "Succeeded");
+    assert_eq!(run(&p, &observed(vec![exited(137)])).str_at(&["phase"]), "Failed");
+}
+
+#[test]
+fn waiting_names_the_failure_and_init_comes_first() {
+    let mut p = pod("Always");
+    p.set(&["spec", "initContainers"], value!([{"name": "i", "image": "x"}]));
+    let mut o = observed(vec![]);
+    let reason = Reason { reason: "ErrImagePull".into(), message: "no such image".into() };
+    o.failures.insert("i".into(), Failure::after(None, reason, 10_000, 300_000, NOW));
+    let s = run(&p, &o);
+    assert_eq!(s.list_at(&["initContainerStatuses"])[0].str_at(&["state", "waiting", "reason"]), "ErrImagePull");
+    assert_eq!(s.list_at(&["containerStatuses"])[0].str_at(&["state", "waiting", "reason"]), "PodInitializing");
+    assert_eq!(s.str_at(&["phase"]), "Pending");
+    assert_eq!(condition(&s, "Initialized"), ("False".into(), "ContainersNotInitialized".into(), "containers with incomplete status: [i]".into()));
+}
+
+#[test]
+fn conditions_of_others_and_forgotten_containers_stay() {
+    let mut p = pod("Never");
+    p.set(&["status"], value!({"phase": "Succeeded", "conditions": [{"type": "Mine", "status": "True"}],
+        "containerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 0}}}]}));
+    let s = run(&p, &Observed::default());
+    assert_eq!(s.list_at(&["containerStatuses"])[0].i64_at(&["state", "terminated", "exitCode"]), Some(0));
+    let mut p = pod("Always");
+    p.set(&["status"], value!({"conditions": [{"type": "Mine", "status": "True"}]}));
+    p.set(&["spec", "readinessGates"], value!([{"conditionType": "Yours"}]));
+    let s = run(&p, &observed(vec![container(State::Running)]));
+    assert_eq!(condition(&s, "Mine").0, "True");
+    assert_eq!(condition(&s, "Ready").2, "corresponding condition of pod readiness gate \"Yours\" does not exist.");
+    assert_eq!(condition(&s, "ContainersReady").0, "True");
+}
+
+#[test]
+fn a_container_lost_in_a_reboot_becomes_the_last_state() {
+    let mut p = pod("Always");
+    p.set(&["status"], value!({"phase": "Running", "containerStatuses": [{"name": "a", "restartCount": 2, "containerID": "coracle://old",
+        "state": {"running": {"startedAt": "2023-11-14T22:00:00Z"}}}]}));
+    let s = run(&p, &observed(vec![]));
+    let c = &s.list_at(&["containerStatuses"])[0];
+    assert_eq!(c.str_at(&["lastState", "terminated", "reason"]), "ContainerStatusUnknown");
+    assert_eq!((c.i64_at(&["restartCount"]), c.i64_at(&["lastState", "terminated", "exitCode"])), (Some(2), Some(137)));
+}
