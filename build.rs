@@ -65,8 +65,12 @@ fn resource_statics(rows: &[Vec<String>]) -> String {
         names.push(name);
     }
     let all: Vec<String> = names.iter().map(|n| format!("&{n}")).collect();
-    writeln!(code, "/// Every served built-in resource, in discovery order.\npub static ALL: &[&Resource] = &[\n    {},\n];", all.join(",\n    "))
-        .expect("writing to a string");
+    writeln!(
+        code,
+        "/// Every served built-in resource, in discovery order.\npub static ALL: &[&Resource] = &[\n    {},\n];",
+        all.join(",\n    ")
+    )
+    .expect("writing to a string");
     code
 }
 

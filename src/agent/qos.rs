@@ -53,9 +53,8 @@ pub fn class(pod: &Value) -> Class {
     let lists = [pod.list_at(&["spec", "containers"]), pod.list_at(&["spec", "initContainers"])];
     let containers = || lists.iter().flat_map(|l| l.iter());
     let set = |c: &Value, kind: &str, what: &str| units_any(c.at(&["resources", kind, what]));
-    let any = containers().any(|c| {
-        ["requests", "limits"].iter().any(|kind| ["cpu", "memory"].iter().any(|what| set(c, kind, what).is_some_and(|n| n > 0)))
-    });
+    let any = containers()
+        .any(|c| ["requests", "limits"].iter().any(|kind| ["cpu", "memory"].iter().any(|what| set(c, kind, what).is_some_and(|n| n > 0))));
     if !any {
         return Class::BestEffort;
     }

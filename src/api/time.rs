@@ -161,7 +161,13 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn bad<T>(&self, at: &str, element: &str) -> Result<T, String> {
-        Err(format!("parsing time {} as {}: cannot parse {} as {}", go_quote(self.text), go_quote(self.layout), go_quote(at), go_quote(element)))
+        Err(format!(
+            "parsing time {} as {}: cannot parse {} as {}",
+            go_quote(self.text),
+            go_quote(self.layout),
+            go_quote(at),
+            go_quote(element)
+        ))
     }
 
     fn out_of_range<T>(&self, what: &str) -> Result<T, String> {
@@ -237,7 +243,8 @@ impl<'a> Parser<'a> {
         let day = self.number(2, "02")?;
         self.literal('T')?;
         // Upstream's hour accepts one digit.
-        let one_digit = self.rest.as_bytes().first().is_some_and(u8::is_ascii_digit) && !self.rest.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
+        let one_digit =
+            self.rest.as_bytes().first().is_some_and(u8::is_ascii_digit) && !self.rest.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
         let hour = self.number(if one_digit { 1 } else { 2 }, "15")?;
         if hour > 23 {
             return self.out_of_range("hour");

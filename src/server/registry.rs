@@ -1,7 +1,7 @@
 //! Resource and Strategy, paired: built-ins at start, custom resources while running.
 
-use crate::api::object::Object;
 use super::strategy::Selectable;
+use crate::api::object::Object;
 
 /// The text of a scalar field in stored bytes.
 pub fn field_text(_object: &Object, _field: &Selectable) -> String {

@@ -28,7 +28,10 @@ pub fn admit(pod: Pod, others: &[Value], room: &Room) -> Result<(), Reason> {
     let mismatch = pod.0.map_at(&["spec", "nodeSelector"]).into_iter().flat_map(|m| m.iter());
     for (key, value) in mismatch {
         if room.labels.get(key).map(String::as_str) != value.as_str() {
-            return refuse("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_string());
+            return refuse(
+                "NodeAffinity",
+                "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_string(),
+            );
         }
     }
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);

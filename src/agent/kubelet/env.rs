@@ -331,8 +331,14 @@ mod tests {
     use crate::value;
 
     fn run(pod: &Value, contents: &Contents) -> Result<Vec<(String, String)>, Reason> {
-        let node = NodeFacts { name: "n".into(), host_ips: vec!["10.0.0.1".into()], cpu_milli: 2000, memory_bytes: 1 << 30, ..Default::default() };
-        let service = Service { namespace: "default".into(), name: "kubernetes".into(), ip: "10.43.0.1".into(), ports: vec![("https".into(), 443, "TCP".into())] };
+        let node =
+            NodeFacts { name: "n".into(), host_ips: vec!["10.0.0.1".into()], cpu_milli: 2000, memory_bytes: 1 << 30, ..Default::default() };
+        let service = Service {
+            namespace: "default".into(),
+            name: "kubernetes".into(),
+            ip: "10.43.0.1".into(),
+            ports: vec![("https".into(), 443, "TCP".into())],
+        };
         let pod = Pod(pod);
         let (container, ips) = (&pod.containers()[0], ["10.42.0.5".to_string()]);
         environment(&Inputs { pod, container, contents, services: &[service], node: &node, pod_ips: &ips })

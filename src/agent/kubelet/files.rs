@@ -161,7 +161,11 @@ mod tests {
 
     #[test]
     fn resolver_follows_policy_and_config() {
-        let dns = Dns { servers: vec!["10.43.0.10".into()], domain: "cluster.local".into(), host: "nameserver 9.9.9.9\nsearch corp\noptions timeout:1\n".into() };
+        let dns = Dns {
+            servers: vec!["10.43.0.10".into()],
+            domain: "cluster.local".into(),
+            host: "nameserver 9.9.9.9\nsearch corp\noptions timeout:1\n".into(),
+        };
         let pod = value!({"metadata": {"namespace": "x"}, "spec": {}});
         let text = resolv_conf(Pod(&pod), &dns);
         assert_eq!(text, "search x.svc.cluster.local svc.cluster.local cluster.local corp\nnameserver 10.43.0.10\noptions ndots:5\n");

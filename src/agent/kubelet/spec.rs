@@ -142,9 +142,9 @@ fn check_non_root(pod: Pod, container: &Value, image: &Image) -> Result<(), Reas
     }
     match image.config.user.split(':').next().unwrap_or("") {
         "" | "0" | "root" => refuse(format!("container has runAsNonRoot and image will run as root ({container_text})")),
-        user if user.parse::<u32>().is_err() => {
-            refuse(format!("container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root ({container_text})"))
-        }
+        user if user.parse::<u32>().is_err() => refuse(format!(
+            "container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user is non-root ({container_text})"
+        )),
         _ => Ok(()),
     }
 }
@@ -195,7 +195,8 @@ pub fn wanted_mounts(container: &Value, env: &[(String, String)]) -> Result<Vec<
             text => expand_sub_path(text, &values)?,
         };
         if sub_path.starts_with('/') || sub_path.split('/').any(|part| part == "..") {
-            let message = format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\"", name_of(mount), name_of(container));
+            let message =
+                format!("failed to prepare subPath for volumeMount \"{}\" of container \"{}\"", name_of(mount), name_of(container));
             return Err(Reason { reason: "CreateContainerConfigError".into(), message });
         }
         let path = mount.str_at(&["mountPath"]);
@@ -246,7 +247,16 @@ mod tests {
         let pod = Pod(pod);
         let env = vec![("A".to_string(), "1".to_string())];
         let log_path = PathBuf::from("/log");
-        container(ContainerInputs { pod, container: &pod.containers()[0], attempt: 2, image, env, mounts: Vec::new(), node_memory: 1 << 32, log_path })
+        container(ContainerInputs {
+            pod,
+            container: &pod.containers()[0],
+            attempt: 2,
+            image,
+            env,
+            mounts: Vec::new(),
+            node_memory: 1 << 32,
+            log_path,
+        })
     }
 
     #[test]
@@ -260,7 +270,10 @@ mod tests {
         assert!(spec.no_new_privileges);
         assert_eq!((spec.capabilities.add, spec.capabilities.drop), (vec!["NET_ADMIN".to_string()], vec!["ALL".to_string()]));
         let r = spec.resources;
-        assert_eq!((r.memory_limit_bytes, r.cpu_quota_us, r.cpu_shares, r.oom_score_adj), (Some(64 << 20), Some(50_000), Some(512), Some(-997)));
+        assert_eq!(
+            (r.memory_limit_bytes, r.cpu_quota_us, r.cpu_shares, r.oom_score_adj),
+            (Some(64 << 20), Some(50_000), Some(512), Some(-997))
+        );
     }
 
     #[test]

@@ -242,7 +242,8 @@ impl View<'_> {
             .map(|(kind, (on, reason, message))| {
                 let word = if on { "True" } else { "False" };
                 let was = old.iter().find(|c| c.str_at(&["type"]) == kind);
-                let same = was.filter(|c| c.str_at(&["status"]) == word).map(|c| c.str_at(&["lastTransitionTime"])).filter(|t| !t.is_empty());
+                let same =
+                    was.filter(|c| c.str_at(&["status"]) == word).map(|c| c.str_at(&["lastTransitionTime"])).filter(|t| !t.is_empty());
                 let since = same.map_or_else(|| clock::text(self.now), str::to_string);
                 let mut c = value!({"type": kind, "status": word, "lastProbeTime": null, "lastTransitionTime": since});
                 for (key, text) in [("reason", reason), ("message", message)] {
@@ -266,9 +267,7 @@ impl View<'_> {
         }
         let incomplete: Vec<&str> = match &self.init {
             Init::Done => Vec::new(),
-            Init::At(name) | Init::Failed(name) => {
-                self.pod.init_containers().iter().map(name_of).skip_while(|n| n != name).collect()
-            }
+            Init::At(name) | Init::Failed(name) => self.pod.init_containers().iter().map(name_of).skip_while(|n| n != name).collect(),
         };
         match incomplete.as_slice() {
             [] => (true, String::new(), String::new()),
@@ -389,7 +388,8 @@ pub fn patch(old: &Value, new: &Value) -> Option<Value> {
 
 /// May this change wait for the next second? Readiness and phase may not.
 pub fn is_urgent(old: &Value, new: &Value) -> bool {
-    let ready = |s: &Value| s.list_at(&["conditions"]).iter().find(|c| c.str_at(&["type"]) == "Ready").map(|c| c.str_at(&["status"]).to_string());
+    let ready =
+        |s: &Value| s.list_at(&["conditions"]).iter().find(|c| c.str_at(&["type"]) == "Ready").map(|c| c.str_at(&["status"]).to_string());
     old.str_at(&["phase"]) != new.str_at(&["phase"]) || ready(old) != ready(new)
 }
 

@@ -144,7 +144,10 @@ fn the_active_deadline_ends_a_pod() {
 #[test]
 fn after_a_reboot_attempts_go_on_from_what_was_reported() {
     let mut p = pod("Always");
-    p.set(&["status", "containerStatuses"], value!([{"name": "a", "restartCount": 4, "containerID": "coracle://old", "state": {"running": {}}}]));
+    p.set(
+        &["status", "containerStatuses"],
+        value!([{"name": "a", "restartCount": 4, "containerID": "coracle://old", "state": {"running": {}}}]),
+    );
     p.set(&["status", "initContainerStatuses"], value!([]));
     let observed = with(vec![exited("i1", 0, 0), exited("i2", 0, 0)]);
     assert_eq!(run(&p, &observed), [start("a", 5), start("b", 0)]);

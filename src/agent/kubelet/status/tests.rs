@@ -119,14 +119,20 @@ fn waiting_names_the_failure_and_init_comes_first() {
     assert_eq!(s.list_at(&["initContainerStatuses"])[0].str_at(&["state", "waiting", "reason"]), "ErrImagePull");
     assert_eq!(s.list_at(&["containerStatuses"])[0].str_at(&["state", "waiting", "reason"]), "PodInitializing");
     assert_eq!(s.str_at(&["phase"]), "Pending");
-    assert_eq!(condition(&s, "Initialized"), ("False".into(), "ContainersNotInitialized".into(), "containers with incomplete status: [i]".into()));
+    assert_eq!(
+        condition(&s, "Initialized"),
+        ("False".into(), "ContainersNotInitialized".into(), "containers with incomplete status: [i]".into())
+    );
 }
 
 #[test]
 fn conditions_of_others_and_forgotten_containers_stay() {
     let mut p = pod("Never");
-    p.set(&["status"], value!({"phase": "Succeeded", "conditions": [{"type": "Mine", "status": "True"}],
-        "containerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 0}}}]}));
+    p.set(
+        &["status"],
+        value!({"phase": "Succeeded", "conditions": [{"type": "Mine", "status": "True"}],
+        "containerStatuses": [{"name": "a", "state": {"terminated": {"exitCode": 0}}}]}),
+    );
     let s = run(&p, &Observed::default());
     assert_eq!(s.list_at(&["containerStatuses"])[0].i64_at(&["state", "terminated", "exitCode"]), Some(0));
     let mut p = pod("Always");
@@ -141,8 +147,11 @@ fn conditions_of_others_and_forgotten_containers_stay() {
 #[test]
 fn a_container_lost_in_a_reboot_becomes_the_last_state() {
     let mut p = pod("Always");
-    p.set(&["status"], value!({"phase": "Running", "containerStatuses": [{"name": "a", "restartCount": 2, "containerID": "coracle://old",
-        "state": {"running": {"startedAt": "2023-11-14T22:00:00Z"}}}]}));
+    p.set(
+        &["status"],
+        value!({"phase": "Running", "containerStatuses": [{"name": "a", "restartCount": 2, "containerID": "coracle://old",
+        "state": {"running": {"startedAt": "2023-11-14T22:00:00Z"}}}]}),
+    );
     let s = run(&p, &observed(vec![]));
     let c = &s.list_at(&["containerStatuses"])[0];
     assert_eq!(c.str_at(&["lastState", "terminated", "reason"]), "ContainerStatusUnknown");
