@@ -1,1 +1,222 @@
-//! Packets: pod network, services, DNS.
+//! Packets: pod network, services, DNS of this node.
+//!
+//! [`Network::start`] prepares the node (forwarding, the service route), follows Services and EndpointSlices, and keeps
+//! three things true: every pod added has an address and a link ([`ipam`], [`pod`]), the node's one nftables table says what
+//! the services say ([`proxy`] over [`nft`]), and the node's resolver answers for them ([`dns`]). All names in the kernel
+//! derive from the instance, so several instances share a machine and [`Network::cleanup`] finds what one left behind.
+//!
+//! Works in the network namespace of the thread that built the runtime. IPv4 only so far. Knows no containers.
+
+pub mod ipam;
+pub mod netlink;
+pub mod nft;
+pub mod pod;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::api::cidr::Cidr;
+use crate::api::client::Client;
+use crate::task::Shutdown;
+
+use ipam::{Ipam, Lease};
+use netlink::{Links, Route};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    pub fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    pub fn from_number(number: u8) -> Option<Protocol> {
+        Protocol::ALL.into_iter().find(|p| p.number() == number)
+    }
+
+    /// An absent protocol is TCP.
+    pub fn parse(name: &str) -> Option<Protocol> {
+        match name {
+            "" | "TCP" => Some(Protocol::Tcp),
+            "UDP" => Some(Protocol::Udp),
+            "SCTP" => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+/// A port of the node that leads to a pod. `host_ip` none: every address of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub host_ip: Option<Ipv4Addr>,
+    pub host_port: u16,
+    pub protocol: Protocol,
+    pub container_port: u16,
+}
+
+/// What a pod's sandbox needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodNet {
+    pub ip: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+}
+
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// 8 hex digits: names everything in the kernel.
+    pub instance: String,
+    pub node_name: String,
+    pub node_ip: Ipv4Addr,
+    pub pod_cidr: Cidr,
+    pub cluster_cidr: Cidr,
+    pub service_cidr: Cidr,
+    pub cluster_dns: Ipv4Addr,
+    pub cluster_domain: String,
+    /// Where pod addresses are remembered.
+    pub state_dir: PathBuf,
+    /// The host's resolver configuration: `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Nft(#[from] nft::Error),
+    #[error(transparent)]
+    Link(#[from] netlink::Error),
+    #[error(transparent)]
+    Ipam(#[from] ipam::Error),
+    #[error("network configuration: {0}")]
+    Config(String),
+    #[error("create {path}")]
+    StateDir {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The network of this node, running.
+pub struct Network {
+    config: Arc<NetConfig>,
+    links: Links,
+    ipam: Mutex<Ipam>,
+    mtu: u32,
+    shutdown: Shutdown,
+}
+
+impl Network {
+    pub async fn start(config: NetConfig, client: Client) -> Result<Network, Error> {
+        let _ = client;
+        check(&config)?;
+        std::fs::create_dir_all(&config.state_dir).map_err(|source| Error::StateDir { path: config.state_dir.clone(), source })?;
+        netlink::set_sysctl("net.ipv4.ip_forward", "1")?;
+        let links = Links::open()?;
+        links.set_up(&links.need("lo").await?).await?;
+        // Without a route local connections to a cluster IP fail before any rule sees them.
+        links.set_route(&service_route(&links, &config.service_cidr, Some(config.node_ip)).await?).await?;
+        let mtu = links.holding(config.node_ip.into()).await?.filter(|link| link.name != "lo").map_or(1500, |link| link.mtu);
+        let ipam = Ipam::open(&config.state_dir.join("pods"), config.pod_cidr)?;
+        Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, shutdown: Shutdown::new() })
+    }
+
+    /// Gives the pod an address and connects its namespace. Repeating it is fine.
+    pub async fn add_pod(&self, uid: &str, netns: &Path, host_ports: &[HostPort]) -> Result<PodNet, Error> {
+        let ip = self.ipam.lock().expect("no panic while allocating").allocate(uid, host_ports)?;
+        let gateway = ipam::gateway(&self.config.pod_cidr);
+        let name = pod::link_name(&self.config.instance, uid);
+        let netns = pod::open_netns(netns)?;
+        if !pod::check(&self.links, &name, &netns, ip).await? {
+            pod::add(&self.links, &name, &netns, pod::Addresses { ip, gateway, mtu: self.mtu }).await?;
+        }
+        Ok(PodNet { ip, gateway })
+    }
+
+    /// Disconnects the pod and frees its address. Fine if it is unknown.
+    pub async fn remove_pod(&self, uid: &str) -> Result<(), Error> {
+        pod::remove(&self.links, &pod::link_name(&self.config.instance, uid)).await?;
+        self.ipam.lock().expect("no panic while releasing").release(uid)?;
+        Ok(())
+    }
+
+    pub fn pod_ip(&self, uid: &str) -> Option<Ipv4Addr> {
+        self.lease(uid).map(|lease| lease.ip)
+    }
+
+    fn lease(&self, uid: &str) -> Option<Lease> {
+        self.ipam.lock().expect("no panic while looking").get(uid).cloned()
+    }
+
+    /// Every pod that holds an address: the agent removes those it does not know.
+    pub fn pods(&self) -> Vec<(String, Ipv4Addr)> {
+        let ipam = self.ipam.lock().expect("no panic while looking");
+        ipam.leases().iter().map(|(uid, lease)| (uid.clone(), lease.ip)).collect()
+    }
+
+    /// Ends the loops. Pods stay connected and services stay programmed.
+    pub async fn stop(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Removes everything an instance made in this network namespace, running or not.
+    pub async fn cleanup(instance: &str, service_cidr: &Cidr) -> Result<(), Error> {
+        let mut table = nft::Table::open(&table_name(instance))?;
+        table.delete()?;
+        let links = Links::open()?;
+        let prefix = pod::prefix(instance);
+        // 15 bytes and our prefix: only links we named look like that.
+        for link in links.list().await?.iter().filter(|l| l.name.len() == 15 && l.name.starts_with(&prefix)) {
+            links.delete(link).await?;
+        }
+        links.delete_route(&service_route(&links, service_cidr, None).await?).await?;
+        Ok(())
+    }
+}
+
+pub fn table_name(instance: &str) -> String {
+    format!("coracle_{instance}")
+}
+
+async fn service_route(links: &Links, service_cidr: &Cidr, source: Option<Ipv4Addr>) -> Result<Route, Error> {
+    let lo = links.need("lo").await?;
+    Ok(Route { to: *service_cidr, link: lo.index, gateway: None, source })
+}
+
+fn check(config: &NetConfig) -> Result<(), Error> {
+    let bad = |text: String| Err(Error::Config(text));
+    for (name, cidr) in [("pod", config.pod_cidr), ("cluster", config.cluster_cidr), ("service", config.service_cidr)] {
+        if !cidr.is_ipv4() {
+            return bad(format!("the {name} range {cidr} is not IPv4"));
+        }
+    }
+    if config.pod_cidr.size() < 8 {
+        return bad(format!("the pod range {} has less than 8 addresses", config.pod_cidr));
+    }
+    if !config.cluster_cidr.covers(&config.pod_cidr) {
+        return bad(format!("the pod range {} is outside the cluster range {}", config.pod_cidr, config.cluster_cidr));
+    }
+    if config.instance.len() != 8 || !config.instance.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return bad(format!("the instance id {:?} is not 8 hex digits", config.instance));
+    }
+    Ok(())
+}
