@@ -1,8 +1,9 @@
 //! Turns the fact tables under `src/api/facts` into Rust statics and one packed blob in `OUT_DIR`.
 //!
-//! `resources.tsv` becomes `resources.rs` (included by `api/resource.rs`). Standard library only.
+//! `resources.tsv` becomes `resources.rs` (included by `api/resource.rs`); `types.tsv` becomes `types.txt`, the same rows with
+//! type names replaced by numbers, indexed once by `api/schema.rs`. Standard library only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -13,6 +14,24 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let resources = read(&facts.join("resources.tsv"));
     std::fs::write(Path::new(&out).join("resources.rs"), resource_statics(&resources)).expect("OUT_DIR is writable");
+    std::fs::write(Path::new(&out).join("types.txt"), packed_types(&facts.join("types.tsv"))).expect("OUT_DIR is writable");
+}
+
+/// The rows without comments, with `=name` in the kind column replaced by `=number` of the type in table order.
+fn packed_types(path: &Path) -> String {
+    let rows = read(path);
+    let names = rows.iter().filter(|r| r[0] == "T").map(|r| r[1].clone());
+    let numbers: BTreeMap<String, usize> = names.enumerate().map(|(i, n)| (n, i)).collect();
+    let mut text = String::new();
+    for mut row in rows {
+        if let Some((shape, name)) = row.get(3).filter(|_| row[0] == "F").and_then(|k| k.split_once('=')) {
+            let number = numbers.get(name).unwrap_or_else(|| panic!("types.tsv names {name} without describing it"));
+            row[3] = format!("{shape}={number}");
+        }
+        text.push_str(&row.join("\t"));
+        text.push('\n');
+    }
+    text
 }
 
 /// The rows of a table: comments and empty lines dropped, split at tabs.

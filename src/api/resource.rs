@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::schema::{self, TypeRef};
+
 /// One served version of one resource.
 #[derive(Debug)]
 pub struct Resource {
@@ -57,6 +59,11 @@ impl Resource {
     /// `Pod` or `Deployment.apps`, as validation messages name it.
     pub fn qualified_kind(&self) -> String {
         if self.group.is_empty() { self.kind.to_string() } else { format!("{}.{}", self.kind, self.group) }
+    }
+
+    /// The type of its objects.
+    pub fn type_ref(&self) -> TypeRef {
+        schema::type_of(&self.api_version(), self.kind).expect("every served built-in kind is in the table")
     }
 
     /// The row objects of this group-resource are stored under; itself for most.
