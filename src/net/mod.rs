@@ -11,6 +11,7 @@ pub mod ipam;
 pub mod netlink;
 pub mod nft;
 pub mod pod;
+pub mod proxy;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,10 +20,20 @@ use std::sync::{Arc, Mutex};
 
 use crate::api::cidr::Cidr;
 use crate::api::client::Client;
+use crate::api::object::Name;
+use crate::api::value::Value;
 use crate::task::Shutdown;
 
+use tokio::sync::mpsc;
+
+use crate::api::informer::{Change, informer};
+use crate::api::object::Object;
+use crate::api::request::Options;
+use crate::api::resource;
+use crate::task;
 use ipam::{Ipam, Lease};
 use netlink::{Links, Route};
+use proxy::Local;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -74,6 +85,23 @@ pub struct HostPort {
     pub container_port: u16,
 }
 
+/// What the loops of this module follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Service,
+    Slice,
+}
+
+/// One change of a followed object, decoded once for all loops.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A list begins: what is not set before the next `Synced` does not exist.
+    Reset(Kind),
+    Set(Kind, Name, Arc<Value>),
+    Gone(Kind, Name),
+    Synced(Kind),
+}
+
 /// What a pod's sandbox needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodNet {
@@ -122,12 +150,30 @@ pub struct Network {
     links: Links,
     ipam: Mutex<Ipam>,
     mtu: u32,
+    locals: mpsc::Sender<Local>,
     shutdown: Shutdown,
 }
 
+/// Changes waiting for one loop.
+const QUEUE: usize = 256;
+
 impl Network {
+    /// Starts everything over the objects `client` sees.
     pub async fn start(config: NetConfig, client: Client) -> Result<Network, Error> {
-        let _ = client;
+        let (to, feed) = mpsc::channel(QUEUE);
+        let network = Network::start_from(config, feed).await?;
+        let shutdown = network.shutdown.clone();
+        task::spawn("net-follow", async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = follow(client, to) => {}
+            }
+        });
+        Ok(network)
+    }
+
+    /// Starts everything over the objects that come through `feed`.
+    pub async fn start_from(config: NetConfig, feed: mpsc::Receiver<Input>) -> Result<Network, Error> {
         check(&config)?;
         std::fs::create_dir_all(&config.state_dir).map_err(|source| Error::StateDir { path: config.state_dir.clone(), source })?;
         netlink::set_sysctl("net.ipv4.ip_forward", "1")?;
@@ -135,9 +181,27 @@ impl Network {
         links.set_up(&links.need("lo").await?).await?;
         // Without a route local connections to a cluster IP fail before any rule sees them.
         links.set_route(&service_route(&links, &config.service_cidr, Some(config.node_ip)).await?).await?;
-        let mtu = links.holding(config.node_ip.into()).await?.filter(|link| link.name != "lo").map_or(1500, |link| link.mtu);
+        let uplink = links.holding(config.node_ip.into()).await?;
+        let mtu = uplink.filter(|link| link.name != "lo").map_or(1500, |link| link.mtu);
         let ipam = Ipam::open(&config.state_dir.join("pods"), config.pod_cidr)?;
-        Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, shutdown: Shutdown::new() })
+        let shutdown = Shutdown::new();
+
+        let facts = proxy::rules::Facts {
+            node: config.node_name.clone(),
+            pod_cidr: config.pod_cidr,
+            cluster_cidr: config.cluster_cidr,
+            service_cidr: config.service_cidr,
+        };
+        let mut state = proxy::State::new(facts, resolver_frontends(&config));
+        for (uid, lease) in ipam.leases() {
+            state.set_local(Local::Pod(uid.clone(), lease.ip, lease.host_ports.clone()));
+        }
+        let (to_proxy, inputs) = mpsc::channel(QUEUE);
+        let (locals, local_inputs) = mpsc::channel(QUEUE);
+        let proxy = proxy::Proxy::new(&table_name(&config.instance), state, inputs, local_inputs).await?;
+        task::spawn("net-proxy", proxy.run(shutdown.clone()));
+        task::spawn("net-feed", fan_out(feed, vec![to_proxy]));
+        Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, locals, shutdown })
     }
 
     /// Gives the pod an address and connects its namespace. Repeating it is fine.
@@ -149,14 +213,21 @@ impl Network {
         if !pod::check(&self.links, &name, &netns, ip).await? {
             pod::add(&self.links, &name, &netns, pod::Addresses { ip, gateway, mtu: self.mtu }).await?;
         }
+        self.tell(Local::Pod(uid.to_string(), ip, host_ports.to_vec())).await;
         Ok(PodNet { ip, gateway })
     }
 
     /// Disconnects the pod and frees its address. Fine if it is unknown.
     pub async fn remove_pod(&self, uid: &str) -> Result<(), Error> {
+        self.tell(Local::PodGone(uid.to_string())).await;
         pod::remove(&self.links, &pod::link_name(&self.config.instance, uid)).await?;
         self.ipam.lock().expect("no panic while releasing").release(uid)?;
         Ok(())
+    }
+
+    /// After [`Network::stop`] nobody listens, and the next start reads the leases.
+    async fn tell(&self, local: Local) {
+        let _ = self.locals.send(local).await;
     }
 
     pub fn pod_ip(&self, uid: &str) -> Option<Ipv4Addr> {
@@ -190,6 +261,52 @@ impl Network {
         }
         links.delete_route(&service_route(&links, service_cidr, None).await?).await?;
         Ok(())
+    }
+}
+
+/// The cluster's DNS address leads to this node's resolver, whatever the stored Service says.
+fn resolver_frontends(config: &NetConfig) -> Vec<(proxy::rules::Frontend, proxy::rules::Endpoint)> {
+    let endpoint = (ipam::resolver(&config.pod_cidr), 53);
+    let at = |protocol| proxy::rules::Frontend { ip: Some(config.cluster_dns), protocol, port: 53 };
+    vec![(at(Protocol::Udp), endpoint), (at(Protocol::Tcp), endpoint)]
+}
+
+/// Hands every input to every loop. A loop that ended is left out; ends with the last one or with the feed.
+async fn fan_out(mut feed: mpsc::Receiver<Input>, mut loops: Vec<mpsc::Sender<Input>>) {
+    while let Some(input) = feed.recv().await {
+        for to in &loops {
+            let _ = to.send(input.clone()).await;
+        }
+        loops.retain(|to| !to.is_closed());
+        if loops.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Follows Services and EndpointSlices and decodes each object once.
+async fn follow(client: Client, to: mpsc::Sender<Input>) {
+    let mut services = informer(client.clone(), &resource::SERVICES, Options::default());
+    let mut slices = informer(client, &resource::ENDPOINTSLICES, Options::default());
+    loop {
+        let input = tokio::select! {
+            Some(change) = services.recv() => translate(Kind::Service, change),
+            Some(change) = slices.recv() => translate(Kind::Slice, change),
+            else => return,
+        };
+        if to.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn translate(kind: Kind, change: Change) -> Input {
+    let name = |object: &Object| Name::new(object.namespace(), object.name());
+    match change {
+        Change::Reset => Input::Reset(kind),
+        Change::Set(object) => Input::Set(kind, name(&object), Arc::new(object.value())),
+        Change::Gone(object) => Input::Gone(kind, name(&object)),
+        Change::Synced => Input::Synced(kind),
     }
 }
 

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt};
@@ -238,14 +238,31 @@ impl<'a> Change<'a> {
         self.gone_sets.extend(old.sets.keys().filter(|name| !new.sets.contains_key(*name)));
     }
 
-    /// The messages of this change for `table`; `replace` puts a fresh table in the place of whatever is there.
-    fn encode(&self, table: &str, replace: bool) -> Batch {
-        let mut batch = Batch::begin();
-        if replace {
-            batch.table(NEWTABLE, table);
-            batch.table(DELTABLE, table);
-            batch.table(NEWTABLE, table);
+    /// The change that makes the union of `parts` from nothing.
+    pub fn whole(parts: impl Iterator<Item = &'a Ruleset>) -> Change<'a> {
+        static EMPTY: Ruleset = Ruleset { sets: BTreeMap::new(), chains: BTreeMap::new(), elements: BTreeMap::new() };
+        let mut change = Change::default();
+        for part in parts {
+            change.between(&EMPTY, part);
         }
+        change
+    }
+
+    /// The transaction that applies this change to `table`.
+    pub fn update(&self, table: &str) -> Batch {
+        self.encode(table, Batch::begin())
+    }
+
+    /// The transaction that puts a fresh `table` with this content in the place of whatever is there, without a gap.
+    pub fn replacement(&self, table: &str) -> Batch {
+        let mut batch = Batch::begin();
+        batch.table(NEWTABLE, table);
+        batch.table(DELTABLE, table);
+        batch.table(NEWTABLE, table);
+        self.encode(table, batch)
+    }
+
+    fn encode(&self, table: &str, mut batch: Batch) -> Batch {
         for (name, set) in &self.new_sets {
             batch.new_set(table, name, set);
         }
@@ -338,18 +355,9 @@ impl Table {
         self.socket.port
     }
 
-    /// Puts the union of `parts` in the place of whatever the table holds, atomically.
-    pub fn replace<'a>(&mut self, parts: impl Iterator<Item = &'a Ruleset>) -> Result<(), Error> {
-        static EMPTY: Ruleset = Ruleset { sets: BTreeMap::new(), chains: BTreeMap::new(), elements: BTreeMap::new() };
-        let mut change = Change::default();
-        for part in parts {
-            change.between(&EMPTY, part);
-        }
-        self.socket.commit(&change.encode(&self.name, true))
-    }
-
-    pub fn apply(&mut self, change: &Change<'_>) -> Result<(), Error> {
-        if change.is_empty() { Ok(()) } else { self.socket.commit(&change.encode(&self.name, false)) }
+    /// All of the transaction or nothing.
+    pub fn commit(&mut self, batch: &Batch) -> Result<(), Error> {
+        self.socket.commit(batch)
     }
 
     /// Removes the table; fine if there is none.
@@ -429,9 +437,9 @@ impl Monitor {
     }
 }
 
-impl AsRawFd for Monitor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.fd.as_raw_fd()
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd.as_fd()
     }
 }
 
@@ -665,7 +673,7 @@ impl Writer {
 }
 
 /// One transaction: messages numbered from 0, and what each was about.
-struct Batch {
+pub struct Batch {
     out: Writer,
     about: Vec<String>,
     /// Where the last message's flags stand: only it asks for an acknowledgement.
@@ -673,6 +681,15 @@ struct Batch {
 }
 
 impl Batch {
+    /// In bytes.
+    pub fn len(&self) -> usize {
+        self.out.bytes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.about.len() <= 1
+    }
+
     fn begin() -> Batch {
         let mut batch = Batch { out: Writer::default(), about: Vec::new(), last_flags: 0 };
         batch.out.header(BATCH_BEGIN, REQUEST, 0, 0, 10, |_| {});
@@ -1000,7 +1017,7 @@ mod tests {
         let (old, new) = (one("a", &[1], Datum::Verdict(Verdict::Drop)), one("a", &[1], Datum::Verdict(Verdict::Accept)));
         let mut change = Change::default();
         change.between(&old, &new);
-        let batch = change.encode("t", false);
+        let batch = change.update("t");
         assert_eq!(batch.about[1..], ["remove 1 elements of set a", "add 1 elements of set a"]);
     }
 
@@ -1013,7 +1030,7 @@ mod tests {
         let empty = Ruleset::default();
         let mut change = Change::default();
         change.between(&empty, &part);
-        let batch = change.encode("t", false);
+        let batch = change.update("t");
         assert!(batch.about.len() > 3, "{:?}", batch.about);
         let flags = messages(&batch.out.bytes).filter(|m| m.kind == NFT | NEWSETELEM).count();
         assert_eq!(flags, batch.about.len() - 1);
