@@ -8,6 +8,7 @@
 //! Works in the network namespace of the thread that built the runtime. IPv4 only so far. Knows no containers.
 
 pub mod ipam;
+pub mod monitor;
 pub mod netlink;
 pub mod nft;
 pub mod pod;
@@ -19,17 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::api::cidr::Cidr;
-use crate::api::client::Client;
 use crate::api::object::Name;
 use crate::api::value::Value;
 use crate::task::Shutdown;
 
 use tokio::sync::mpsc;
 
-use crate::api::informer::{Change, informer};
-use crate::api::object::Object;
-use crate::api::request::Options;
-use crate::api::resource;
 use crate::task;
 use ipam::{Ipam, Lease};
 use netlink::{Links, Route};
@@ -158,20 +154,6 @@ pub struct Network {
 const QUEUE: usize = 256;
 
 impl Network {
-    /// Starts everything over the objects `client` sees.
-    pub async fn start(config: NetConfig, client: Client) -> Result<Network, Error> {
-        let (to, feed) = mpsc::channel(QUEUE);
-        let network = Network::start_from(config, feed).await?;
-        let shutdown = network.shutdown.clone();
-        task::spawn("net-follow", async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = follow(client, to) => {}
-            }
-        });
-        Ok(network)
-    }
-
     /// Starts everything over the objects that come through `feed`.
     pub async fn start_from(config: NetConfig, feed: mpsc::Receiver<Input>) -> Result<Network, Error> {
         check(&config)?;
@@ -281,32 +263,6 @@ async fn fan_out(mut feed: mpsc::Receiver<Input>, mut loops: Vec<mpsc::Sender<In
         if loops.is_empty() {
             return;
         }
-    }
-}
-
-/// Follows Services and EndpointSlices and decodes each object once.
-async fn follow(client: Client, to: mpsc::Sender<Input>) {
-    let mut services = informer(client.clone(), &resource::SERVICES, Options::default());
-    let mut slices = informer(client, &resource::ENDPOINTSLICES, Options::default());
-    loop {
-        let input = tokio::select! {
-            Some(change) = services.recv() => translate(Kind::Service, change),
-            Some(change) = slices.recv() => translate(Kind::Slice, change),
-            else => return,
-        };
-        if to.send(input).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn translate(kind: Kind, change: Change) -> Input {
-    let name = |object: &Object| Name::new(object.namespace(), object.name());
-    match change {
-        Change::Reset => Input::Reset(kind),
-        Change::Set(object) => Input::Set(kind, name(&object), Arc::new(object.value())),
-        Change::Gone(object) => Input::Gone(kind, name(&object)),
-        Change::Synced => Input::Synced(kind),
     }
 }
 

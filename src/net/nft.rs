@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sockopt};
@@ -37,6 +37,16 @@ impl Field {
             Field::Proto => 12,
             Field::Port => 13,
             Field::Number => 4,
+        }
+    }
+}
+
+impl Field {
+    fn size(self) -> u32 {
+        match self {
+            Field::Ipv4 | Field::Number => 4,
+            Field::Proto => 1,
+            Field::Port => 2,
         }
     }
 }
@@ -392,63 +402,17 @@ impl Table {
     }
 }
 
-/// Hears of every change to any table of this network namespace.
-pub struct Monitor {
-    socket: Socket,
-}
-
-/// What a monitor heard about one table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// Somebody else removed something of it.
-    Damage,
-    /// The queue overflowed: anything may have happened.
-    Lost,
-    Nothing,
-}
-
-impl Monitor {
-    pub fn open() -> Result<Monitor, Error> {
-        let socket = Socket::open(1 << (NFNLGRP_NFTABLES - 1))?;
-        socket.set_nonblocking().map_err(|e| Error::Open(e.into()))?;
-        Ok(Monitor { socket })
-    }
-
-    /// Reads until the queue is empty. `own` is the netlink port of our own changes.
-    pub fn drain(&mut self, table: &str, own: u32) -> Result<Heard, Error> {
-        let mut heard = Heard::Nothing;
-        loop {
-            let n = match self.socket.fill() {
-                Ok(n) => n,
-                Err(nix::Error::EAGAIN) => return Ok(heard),
-                Err(nix::Error::EINTR) => continue,
-                Err(nix::Error::ENOBUFS) => {
-                    heard = if heard == Heard::Damage { heard } else { Heard::Lost };
-                    continue;
-                }
-                Err(error) => return Err(Error::Receive(error.into())),
-            };
-            let damage = messages(&self.socket.buffer[..n])
-                .any(|m| m.port != own && REMOVALS.contains(&m.kind) && m.body.len() >= 4 && names_table(&m.body[4..], table));
-            if damage {
-                heard = Heard::Damage;
-            }
-        }
-    }
-}
-
-impl AsFd for Monitor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.fd.as_fd()
-    }
-}
-
-fn names_table(body: &[u8], table: &str) -> bool {
-    attributes(body).any(|(kind, value)| kind == 1 && value.strip_suffix(&[0]) == Some(table.as_bytes()))
+/// Whether this message removes something of `table`, on behalf of another port than `own`.
+pub(super) fn is_damage(message: &Message<'_>, table: &str, own: u32) -> bool {
+    message.port != own
+        && REMOVALS.contains(&message.kind)
+        && message.body.len() >= 4
+        && attributes(&message.body[4..]).any(|(kind, value)| kind == 1 && value.strip_suffix(&[0]) == Some(table.as_bytes()))
 }
 
 // Kernel numbers: linux/netfilter/{nfnetlink,nf_tables}.h.
-const NFNLGRP_NFTABLES: u32 = 7;
+/// The multicast group of table changes, as a bit.
+pub(super) const CHANGES: u32 = 1 << 6;
 const INET: u8 = 1;
 const NFT: u16 = 10 << 8;
 const NEWTABLE: u16 = 0;
@@ -739,7 +703,9 @@ impl Batch {
             let dynamic = if set.timeout_ms.is_some() { 0x10 | 0x20 } else { 0 };
             m.u32(3, data_flag | interval | dynamic);
             m.u32(4, type_id(set.key));
-            m.u32(5, u32::try_from(4 * set.key.len()).expect("keys are short"));
+            // A single field keeps its natural length, concatenated ones take whole registers.
+            let key_len = if let [field] = set.key { field.size() } else { u32::try_from(4 * set.key.len()).expect("keys are short") };
+            m.u32(5, key_len);
             if let Some(data_type) = data_type {
                 m.u32(6, data_type);
                 m.u32(7, u32::try_from(data_len).expect("data are short"));
@@ -748,12 +714,7 @@ impl Batch {
                 m.nest(9, |m| {
                     m.nest(2, |m| {
                         for field in set.key {
-                            let len = match field {
-                                Field::Ipv4 | Field::Number => 4,
-                                Field::Proto => 1,
-                                Field::Port => 2,
-                            };
-                            m.nest(1, |m| m.u32(1, len));
+                            m.nest(1, |m| m.u32(1, field.size()));
                         }
                     });
                 });
@@ -870,7 +831,7 @@ pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
     port: u32,
     seq: u32,
-    buffer: Vec<u8>,
+    pub(super) buffer: Vec<u8>,
 }
 
 impl Socket {
@@ -891,18 +852,13 @@ impl Socket {
         Ok(Socket { fd, port, seq: 0, buffer: vec![0; 64 << 10] })
     }
 
-    fn set_nonblocking(&self) -> nix::Result<()> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        fcntl(&self.fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(|_| ())
-    }
-
     pub(crate) fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1);
         self.seq
     }
 
-    fn fill(&mut self) -> nix::Result<usize> {
-        socket::recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())
+    pub(super) fn fill(&mut self, flags: MsgFlags) -> nix::Result<usize> {
+        socket::recv(self.fd.as_raw_fd(), &mut self.buffer, flags)
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -918,7 +874,7 @@ impl Socket {
     /// Hands every message (kind, sequence, body) to `take` until it says that was the last.
     pub(crate) fn receive(&mut self, mut take: impl FnMut(u16, u32, &[u8]) -> bool) -> Result<(), Error> {
         loop {
-            let n = match self.fill() {
+            let n = match self.fill(MsgFlags::empty()) {
                 Ok(n) => n,
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => return Err(Error::Receive(error.into())),
@@ -963,14 +919,14 @@ pub(crate) fn is_end(kind: u16) -> bool {
     kind == NLMSG_ERROR || kind == NLMSG_DONE
 }
 
-struct Message<'a> {
+pub(super) struct Message<'a> {
     kind: u16,
     seq: u32,
     port: u32,
     body: &'a [u8],
 }
 
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let u32_at = |i: usize| Some(u32::from_ne_bytes(bytes.get(i..i + 4)?.try_into().ok()?));
         let len = u32_at(0)? as usize;

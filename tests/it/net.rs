@@ -1,30 +1,21 @@
 //! The node's network with real packets. Needs root: every test has a network namespace of its own as "the node", pods and
 //! outsiders are further namespaces, and all of it is gone when the test ends.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle::api::client::{Client, Future, Transport};
-use coracle::api::request::{Outcome, Request, User};
-use coracle::api::status::{Result as ApiResult, Status};
-use coracle::net::{self, NetConfig, Network, netlink, pod};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use coracle::api::object::Name;
+use coracle::api::value::Value;
+use coracle::net::{Input, Kind, NetConfig, Network, netlink, pod};
 use nix::sched::{CloneFlags, unshare};
-
-/// An API that never answers: for tests that need no services.
-struct Silent;
-impl Transport for Silent {
-    fn call(&self, _: Request) -> Future<'_, ApiResult<Outcome>> {
-        Box::pin(async { Err(Status::internal("no server in this test")) })
-    }
-}
-
-fn silent() -> Client {
-    Client::new(Arc::new(Silent), User::master())
-}
 
 /// Runs `test` with an async runtime inside a fresh network namespace: the node.
 fn on_a_node<F: std::future::Future<Output = ()>>(test: impl FnOnce(Node) -> F + Send + 'static) {
@@ -130,6 +121,38 @@ impl Namespace {
         });
     }
 
+    /// Answers every datagram with `name` and the peer's address.
+    async fn serve_udp(&self, port: u16, name: &'static str) {
+        let socket = self.run(move || UdpSocket::bind(("0.0.0.0", port)).unwrap()).await;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
+            }
+        });
+    }
+
+    /// A connected UDP socket inside.
+    async fn udp(&self, to: SocketAddr) -> UdpSocket {
+        self.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            socket.connect(to).unwrap();
+            socket
+        })
+        .await
+    }
+
+    /// Asks `n` times; how often each server answered, and what they saw as our address.
+    async fn spread(&self, to: SocketAddr, n: usize) -> BTreeMap<(String, IpAddr), usize> {
+        let ask = move || (0..n).map(|_| ask_tcp(to).unwrap()).collect::<Vec<_>>();
+        let mut counts = BTreeMap::new();
+        for answer in self.run(ask).await {
+            *counts.entry(answer).or_insert(0) += 1;
+        }
+        counts
+    }
+
     /// What a TCP server says: (name, our address as it saw it).
     async fn ask_tcp(&self, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
         self.run(move || ask_tcp(to)).await
@@ -145,6 +168,82 @@ fn ask_tcp(to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
     Ok((name.to_string(), peer.parse().unwrap()))
 }
 
+/// Runs the `nft` of the machine in the node's namespace: what other people see of our table.
+async fn nft(arguments: &'static [&'static str]) -> String {
+    let run = move || std::process::Command::new("nft").args(arguments).output().expect("tests read the kernel with nft: install nftables");
+    let output = tokio::task::spawn_blocking(run).await.unwrap();
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The objects a network follows.
+struct Feed {
+    to: mpsc::Sender<Input>,
+}
+
+impl Feed {
+    fn new() -> (Feed, mpsc::Receiver<Input>) {
+        let (to, feed) = mpsc::channel(16);
+        (Feed { to }, feed)
+    }
+
+    async fn synced(&self) {
+        for kind in [Kind::Service, Kind::Slice] {
+            self.to.send(Input::Reset(kind)).await.unwrap();
+            self.to.send(Input::Synced(kind)).await.unwrap();
+        }
+    }
+
+    async fn set(&self, kind: Kind, json: serde_json::Value) {
+        let value = convert(json);
+        let name = Name::new(value.str_at(&["metadata", "namespace"]), value.str_at(&["metadata", "name"]));
+        self.to.send(Input::Set(kind, name, Arc::new(value))).await.unwrap();
+    }
+
+    async fn gone(&self, kind: Kind, name: &str) {
+        self.to.send(Input::Gone(kind, Name::new("default", name))).await.unwrap();
+    }
+
+    /// A Service `name` on `ip` with `extra` merged into its spec.
+    async fn service(&self, name: &str, ip: &str, ports: serde_json::Value, extra: serde_json::Value) {
+        let mut spec = json!({"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ports": ports});
+        for (key, value) in extra.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let ingress = spec["lb"].take();
+        let status = json!({"loadBalancer": {"ingress": ingress}});
+        let metadata = json!({"namespace": "default", "name": name});
+        self.set(Kind::Service, json!({"metadata": metadata, "spec": spec, "status": status})).await;
+    }
+
+    /// Its slice: endpoints are (address, node).
+    async fn slice(&self, service: &str, ports: serde_json::Value, endpoints: &[(Ipv4Addr, &str)]) {
+        let endpoints: Vec<_> = endpoints.iter().map(|(ip, node)| json!({"addresses": [ip.to_string()], "nodeName": node})).collect();
+        let metadata = json!({"namespace": "default", "name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}});
+        self.set(Kind::Slice, json!({"metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": endpoints})).await;
+    }
+}
+
+fn convert(v: serde_json::Value) -> Value {
+    match v {
+        serde_json::Value::Null => Value::Null,
+        serde_json::Value::Bool(b) => b.into(),
+        serde_json::Value::Number(n) => n.as_i64().unwrap().into(),
+        serde_json::Value::String(s) => s.into(),
+        serde_json::Value::Array(l) => Value::List(l.into_iter().map(convert).collect()),
+        serde_json::Value::Object(m) => Value::Map(m.into_iter().map(|(k, v)| (k, convert(v))).collect()),
+    }
+}
+
+/// Waits until `check` holds; the change it waits for was already sent.
+async fn eventually<F: std::future::Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    let started = std::time::Instant::now();
+    while !check().await {
+        assert!(started.elapsed() < Duration::from_secs(10), "not in ten seconds: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn at(ip: Ipv4Addr, port: u16) -> SocketAddr {
     (ip, port).into()
 }
@@ -153,7 +252,7 @@ fn at(ip: Ipv4Addr, port: u16) -> SocketAddr {
 fn pods_reach_each_other_and_links_follow_their_pods() {
     on_a_node(|node| async move {
         let _outside = node.outside().await;
-        let network = Network::start(node.config(), silent()).await.unwrap();
+        let network = Network::start_from(node.config(), Feed::new().1).await.unwrap();
         let (a, b) = (Namespace::new().await, Namespace::new().await);
         let started = std::time::Instant::now();
         let one = network.add_pod("pod-a", &a.path(), &[]).await.unwrap();
@@ -168,7 +267,7 @@ fn pods_reach_each_other_and_links_follow_their_pods() {
 
         // A restarted daemon knows its pods.
         network.stop().await;
-        let network = Network::start(node.config(), silent()).await.unwrap();
+        let network = Network::start_from(node.config(), Feed::new().1).await.unwrap();
         assert_eq!(network.pod_ip("pod-b"), Some(two.ip));
         network.remove_pod("pod-b").await.unwrap();
         assert_eq!(network.pod_ip("pod-b"), None);
@@ -179,6 +278,123 @@ fn pods_reach_each_other_and_links_follow_their_pods() {
         let mut left: Vec<_> = node.links.list().await.unwrap().into_iter().map(|l| l.name).collect();
         left.sort();
         assert_eq!(left, ["lo", "up0"]);
-        let _ = net::table_name(&node.instance);
+        assert_eq!(nft(&["list", "tables"]).await, "");
+    });
+}
+
+fn ask_udp(socket: &UdpSocket) -> Option<String> {
+    let mut buffer = [0; 64];
+    socket.send(b"who").ok()?;
+    let n = socket.recv(&mut buffer).ok()?;
+    Some(String::from_utf8_lossy(&buffer[..n]).split(' ').next().unwrap().to_string())
+}
+
+/// A node with an outside, a started network, and pods `a`, `b`, `c` that serve TCP and UDP 8080 under their names.
+struct Cluster {
+    network: Network,
+    feed: Feed,
+    outside: Namespace,
+    pods: Vec<(Namespace, Ipv4Addr)>,
+    node: Node,
+}
+
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 2);
+
+impl Cluster {
+    async fn new(node: Node) -> Cluster {
+        let outside = node.outside().await;
+        let (feed, inputs) = Feed::new();
+        let network = Network::start_from(node.config(), inputs).await.unwrap();
+        feed.synced().await;
+        let mut pods = Vec::new();
+        for name in ["a", "b", "c"] {
+            let pod = Namespace::new().await;
+            let ip = network.add_pod(name, &pod.path(), &[]).await.unwrap().ip;
+            pod.serve_tcp(8080, name).await;
+            pod.serve_udp(8080, name).await;
+            pods.push((pod, ip));
+        }
+        Cluster { network, feed, outside, pods, node }
+    }
+
+    fn ip(&self, i: usize) -> Ipv4Addr {
+        self.pods[i].1
+    }
+
+    fn on_node(&self, pods: &[usize]) -> Vec<(Ipv4Addr, &'static str)> {
+        pods.iter().map(|i| (self.ip(*i), "node-1")).collect()
+    }
+
+    async fn from_node(&self, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
+        tokio::task::spawn_blocking(move || ask_tcp(to)).await.unwrap()
+    }
+
+    /// Waits until the service answers (or, with `no`, stops answering) the node.
+    async fn until(&self, to: SocketAddr, answers: bool) {
+        eventually("the service follows its endpoints", || async move {
+            tokio::task::spawn_blocking(move || ask_tcp(to).is_ok() == answers).await.unwrap()
+        })
+        .await;
+    }
+
+    async fn end(self) {
+        self.network.stop().await;
+        Network::cleanup(&self.node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        assert_eq!(nft(&["list", "tables"]).await, "");
+    }
+}
+
+#[test]
+fn cluster_ip_node_port_and_hairpin_carry_traffic() {
+    on_a_node(|node| async move {
+        let c = Cluster::new(node).await;
+        let vip = Ipv4Addr::new(10, 43, 0, 20);
+        let ports = json!([{"name": "t", "port": 80, "nodePort": 30080}, {"name": "u", "protocol": "UDP", "port": 80, "nodePort": 30080}]);
+        c.feed.service("web", "10.43.0.20", ports, json!({"type": "NodePort"})).await;
+        c.until(at(vip, 80), false).await;
+        let refused = c.from_node(at(vip, 80)).await.unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "no endpoints: {refused}");
+        let slice_ports = json!([{"name": "t", "port": 8080}, {"name": "u", "protocol": "UDP", "port": 8080}]);
+        c.feed.slice("web", slice_ports.clone(), &c.on_node(&[0, 1, 2])).await;
+        c.until(at(vip, 80), true).await;
+
+        // From a pod: all endpoints are used and see the pod's own address, except itself.
+        let (pod, ip) = (&c.pods[0].0, c.ip(0));
+        let spread = pod.spread(at(vip, 80), 60).await;
+        let names: Vec<_> = spread.keys().map(|(name, seen)| (name.as_str(), *seen == IpAddr::from(ip))).collect();
+        assert_eq!(names, [("a", false), ("b", true), ("c", true)], "{spread:?}");
+        // From the node and from outside, by cluster address and node port.
+        assert!(c.from_node(at(NODE, 30080)).await.is_ok());
+        let spread = c.outside.spread(at(vip, 80), 30).await;
+        assert!(spread.keys().all(|(_, seen)| *seen != IpAddr::from(OUTSIDE)) && spread.len() == 3, "{spread:?}");
+        assert_eq!(c.outside.spread(at(NODE, 30080), 30).await.len(), 3);
+        assert_eq!(pod.spread(at(NODE, 30080), 30).await.len(), 3);
+        // Unknown port: refused. Unknown address: silent.
+        let wrong = pod.ask_tcp(at(vip, 81)).await.unwrap_err();
+        assert_eq!(wrong.kind(), std::io::ErrorKind::ConnectionRefused);
+        // Pods leave under the node's address.
+        c.outside.serve_tcp(7000, "world").await;
+        assert_eq!(pod.ask_tcp(at(OUTSIDE, 7000)).await.unwrap(), ("world".to_string(), NODE.into()));
+
+        // A datagram flow follows its endpoint away.
+        c.feed.slice("web", slice_ports.clone(), &c.on_node(&[1])).await;
+        let outside = c.outside.udp(at(vip, 80)).await;
+        eventually("only b answers", || async { c.outside.spread(at(vip, 80), 5).await.len() == 1 }).await;
+        assert_eq!(ask_udp(&outside), Some("b".into()));
+        c.feed.slice("web", slice_ports, &c.on_node(&[2])).await;
+        eventually("the flow moved to c", || async { ask_udp(&outside) == Some("c".into()) }).await;
+
+        // What others read of us is well-formed: it can be loaded again.
+        let dump = nft(&["list", "ruleset"]).await;
+        assert!(dump.contains("dnat ip to ip daddr . meta l4proto . th dport map @eps_a4_0"), "{dump}");
+        let file = c.node.dir.join("dump.nft");
+        std::fs::write(&file, &dump).unwrap();
+        let check = std::process::Command::new("nft").args(["-c", "-f"]).arg(&file).output().unwrap();
+        assert!(check.status.success(), "{}\n{dump}", String::from_utf8_lossy(&check.stderr));
+
+        c.feed.gone(Kind::Service, "web").await;
+        c.until(at(vip, 80), false).await;
+        c.end().await;
     });
 }

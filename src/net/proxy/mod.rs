@@ -13,7 +13,6 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -21,7 +20,8 @@ use tracing::{debug, error, info, warn};
 use crate::api::object::Name;
 use crate::task::Shutdown;
 
-use super::nft::{self, Change, Heard, Identity, Monitor, Ruleset, Table};
+use super::monitor::{Heard, Monitor};
+use super::nft::{self, Change, Identity, Ruleset, Table};
 use super::{HostPort, Input, Kind, Protocol};
 use conntrack::Stale;
 use rules::{Endpoint, Facts, Fragment, Frontend, Service, Slice};
@@ -282,7 +282,7 @@ pub struct Proxy {
     name: nft::Name,
     own_port: u32,
     identity: Option<Identity>,
-    monitor: AsyncFd<Monitor>,
+    monitor: Monitor,
     inputs: mpsc::Receiver<Input>,
     locals: mpsc::Receiver<Local>,
     listed: Listed,
@@ -308,7 +308,7 @@ impl Proxy {
         inputs: mpsc::Receiver<Input>,
         locals: mpsc::Receiver<Local>,
     ) -> Result<Proxy, nft::Error> {
-        let monitor = AsyncFd::register(Monitor::open()?).map_err(|e| nft::Error::Open(e.into()))?;
+        let monitor = Monitor::open()?;
         let mut table = Table::open(table)?;
         let identity = table.identity()?;
         let (name, own_port) = (table.name().clone(), table.port());
@@ -344,13 +344,7 @@ impl Proxy {
                     None => return,
                 },
                 Some(local) = self.locals.recv() => self.state.set_local(local),
-                ready = self.monitor.readable_mut() => match ready {
-                    Ok(mut ready) => {
-                        ready.clear_ready();
-                        self.listen().await;
-                    }
-                    Err(error) => error!(%error, "cannot hear of changes to nftables"),
-                },
+                heard = self.monitor.hear(&self.name, self.own_port) => self.mind(heard).await,
                 () = turn => due = self.apply().await,
             }
         }
@@ -442,8 +436,7 @@ impl Proxy {
     }
 
     /// Somebody changed nftables.
-    async fn listen(&mut self) {
-        let heard = self.monitor.get_mut().drain(&self.name, self.own_port);
+    async fn mind(&mut self, heard: Result<Heard, nft::Error>) {
         match heard {
             Ok(Heard::Nothing) => {}
             Ok(Heard::Damage) => {

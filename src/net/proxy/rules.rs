@@ -455,7 +455,7 @@ impl PortBuilder<'_> {
         self.frontend(frontend, Near::No, Scope::All);
         let (set, key) = match frontend.ip {
             Some(ip) => (format!("masq_{}4", frontend.protocol.name()), [ip.octets(), port_bytes(frontend.port)].concat()),
-            None => (format!("masq_nodeports_{}4", frontend.protocol.name()), port_bytes(frontend.port).to_vec()),
+            None => (format!("masq_nodeports_{}4", frontend.protocol.name()), frontend.port.to_be_bytes().to_vec()),
         };
         self.fragment.rules.element(&set.as_str().into(), key, Datum::Nothing);
     }
