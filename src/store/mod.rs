@@ -5,7 +5,7 @@
 //! durable, applied and published to watchers; reads are of the applied state, which with one voter is linearizable.
 //!
 //! `write` → raft (`raft`) → log on disk (`wal`) → `state` → `watch`. The applied state lives in memory; `checkpoint` and
-//! `snapshot` bound what the log must hold. Files go through `fs`, so that `fake` can lose power.
+//! `snapshot`, written by `keeper`, bound what the log must hold; `recover` puts things together at start. Files go through `fs`, so that `fake` can lose power.
 //! Start at [`Store`].
 
 use std::fmt;
@@ -18,11 +18,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
+mod checkpoint;
 mod command;
 pub mod fake;
 pub mod fs;
+mod keeper;
 mod raft;
+mod recover;
+mod snapshot;
 mod state;
+mod tables;
 mod wal;
 mod watch;
 
@@ -32,7 +37,9 @@ pub use watch::{Delivery, Frames, StoreEvent, Watcher};
 
 use command::Command;
 use fs::{Fs, Native};
+use keeper::Keeper;
 use raft::{Core, LogEntry, Node, Parts, Shared};
+use recover::Recovered;
 use state::Outcome;
 use wal::{Found, RELAXED_CHANGES_MAX, Wal};
 
@@ -52,6 +59,14 @@ pub struct Config {
     pub wal_segment_bytes: u64,
     /// Watch history per resource.
     pub ring_bytes: usize,
+    /// Log bytes after which the state is checkpointed.
+    pub checkpoint_bytes: u64,
+    /// History (superseded values) beyond this is compacted without being asked.
+    pub history_bytes: usize,
+    /// Checkpoints in sled; without, snapshot files alone (a simulated file system cannot hold a sled).
+    pub sled: bool,
+    /// Ballast given up when the disk is full.
+    pub reserve_bytes: u64,
     pub fs: Arc<dyn Fs>,
     /// Seconds since the epoch; what TTLs are reckoned by.
     pub now: fn() -> u64,
@@ -65,6 +80,10 @@ impl Config {
             dir: dir.into(),
             wal_segment_bytes: 8 << 20,
             ring_bytes: 8 << 20,
+            checkpoint_bytes: 16 << 20,
+            history_bytes: 64 << 20,
+            sled: true,
+            reserve_bytes: 8 << 20,
             fs: Arc::new(Native),
             now: unix_now,
             on_log_failure: |_| std::process::abort(),
@@ -73,7 +92,9 @@ impl Config {
 
     /// A store that forgets everything with the process: for tests, and where nothing need last.
     pub fn memory() -> Config {
-        Config { fs: Arc::new(fake::SimFs::new()), wal_segment_bytes: 1 << 20, ..Config::new("/memory") }
+        let fs = Arc::new(fake::SimFs::new());
+        let config = Config::new("/nonexistent/coracle-in-memory");
+        Config { fs, wal_segment_bytes: 1 << 20, checkpoint_bytes: 4 << 20, sled: false, reserve_bytes: 0, ..config }
     }
 }
 
@@ -129,6 +150,13 @@ pub struct Stats {
     /// Log segments on disk, and bytes appended since the store was opened.
     pub wal_bytes: u64,
     pub wal_appended_bytes: u64,
+    /// Everything in the store's directory.
+    pub disk_bytes: u64,
+    /// The revision of the last checkpoint made since the store was opened, and how many there were.
+    pub checkpoint_revision: u64,
+    pub checkpoints: u64,
+    /// Why the last checkpoint failed, if it did.
+    pub checkpoint_error: Option<String>,
     /// Keys and value bytes per resource prefix, sorted.
     pub prefixes: Vec<(Bytes, usize, usize)>,
 }
@@ -176,7 +204,8 @@ struct Inner {
     config: Config,
     shared: Arc<Shared>,
     wal: Wal<LogEntry>,
-    node: Node,
+    node: Arc<Node>,
+    keeper: Keeper,
     in_flight: AtomicUsize,
     closed: AtomicBool,
 }
@@ -211,7 +240,8 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The raft thread closes the log; nobody waits for it here, `close` does.
+        // The raft thread closes the log; nobody waits for the threads here, `close` does.
+        self.keeper.stop();
         self.node.stop();
     }
 }
@@ -229,20 +259,19 @@ impl Store {
         let dir = config.dir.clone();
         config.fs.create_dir_all(&dir).map_err(io_error(format!("create {}", dir.display())))?;
         let lock = lock(&config)?;
-        let core = Core::default();
+        let opening = config.clone();
+        // Reading the checkpoint and the log is work for the disk.
+        let recovered = tokio::task::spawn_blocking(move || recover::recover(&opening)).await;
+        let Recovered { identity, core, wal, found, checkpoints, generations } =
+            recovered.map_err(|error| Error::Raft(format!("recovery ended early: {error}")))??;
         let shared = Arc::new(Shared::new(core, config.ring_bytes));
-        let options = wal::Options {
-            fs: config.fs.clone(),
-            dir: dir.join("wal"),
-            segment_bytes: config.wal_segment_bytes,
-            reserve: None,
-            on_failure: config.on_log_failure,
-        };
-        let (wal, found) = Wal::open(options).map_err(io_error(format!("open the log in {}", dir.display())))?;
-        let parts = Parts { id: 1, address: String::new(), wal: wal.clone(), shared: shared.clone(), lock };
-        let node = Node::start(parts).await?;
+        let (id, address) = (identity.node, String::new());
+        let node = Node::start(Parts { id, address, wal: wal.clone(), shared: shared.clone(), lock }).await?;
+        let node = Arc::new(node);
+        let work = keeper::Work::new(&config, identity.cluster, shared.clone(), wal.clone(), node.clone(), checkpoints, generations);
+        let keeper = Keeper::start(work).map_err(io_error("start the checkpoint thread"))?;
         let (in_flight, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let store = Store { inner: Arc::new(Inner { config, shared, wal, node, in_flight, closed }) };
+        let store = Store { inner: Arc::new(Inner { config, shared, wal, node, keeper, in_flight, closed }) };
         store.skip_lost_revisions(found).await?;
         Ok(store)
     }
@@ -364,9 +393,13 @@ impl Store {
     /// Stops taking writes, makes everything durable and waits for the store's threads. A second call waits for nothing.
     pub async fn close(&self) {
         self.inner.closed.store(true, Ordering::Release);
-        let Some(thread) = self.inner.node.stop() else { return };
-        // The thread's panic, if any, was reported when it happened.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        // The keeper first, as it writes through raft. A thread's panic, if any, was reported when it happened.
+        if let Some(thread) = self.inner.keeper.stop() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        if let Some(thread) = self.inner.node.stop() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
     }
 
     /// Why the store cannot do its work, if it cannot.
@@ -377,10 +410,15 @@ impl Store {
         if self.inner.wal.has_failed() {
             return Err(Error::Raft("the log cannot be written".into()));
         }
-        if self.inner.wal.no_space() {
+        if self.inner.wal.no_space() || self.inner.keeper.report().no_space {
             return Err(Error::NoSpace);
         }
         self.inner.node.health()
+    }
+
+    /// Makes a checkpoint and a snapshot file now, whatever the log's size. Returns when they are durable.
+    pub async fn checkpoint(&self) -> Result<(), Error> {
+        self.inner.keeper.checkpoint().await
     }
 
     /// This process may run what only the leader runs.
@@ -396,6 +434,7 @@ impl Store {
         let history_bytes = core.state.history_bytes();
         drop(core);
         let (ring_events, ring_bytes) = self.inner.shared.hub.held();
+        let report = self.inner.keeper.report();
         Stats {
             revision,
             compacted,
@@ -407,9 +446,24 @@ impl Store {
             ring_bytes,
             wal_bytes: self.inner.wal.disk_bytes(),
             wal_appended_bytes: self.inner.wal.appended(),
+            disk_bytes: disk_bytes(&self.inner.config.dir),
+            checkpoint_revision: report.revision,
+            checkpoints: report.count,
+            checkpoint_error: report.error,
             prefixes,
         }
     }
+}
+
+/// Bytes of files under `dir`.
+fn disk_bytes(dir: &std::path::Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => disk_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
 }
 
 fn written(outcome: Outcome) -> Result<Written, Error> {

@@ -360,6 +360,7 @@ impl State {
         due.filter_map(|(_, key)| Some((key.clone(), self.current(key)?.revision))).collect()
     }
 
+    #[cfg(test)]
     pub(crate) fn next_expiry(&self) -> Option<u64> {
         self.expiry.first().map(|(expires, _)| *expires)
     }
@@ -385,21 +386,20 @@ impl State {
         mem::take(&mut self.superseded)
     }
 
-    /// Gives back what a failed checkpoint took, so that the next one covers it.
-    pub(crate) fn abandon_checkpoint(&mut self, previous: u64, mut superseded: Vec<(Bytes, u64)>) {
-        // Rows that were never written to the failed checkpoint need no removal.
-        superseded.extend(self.superseded.drain(..).filter(|(_, revision)| *revision <= previous));
+    /// Gives back what a failed checkpoint took. What it wrote may be there, so all newer replacements stay listed too.
+    pub(crate) fn abandon_checkpoint(&mut self, mut superseded: Vec<(Bytes, u64)>) {
+        superseded.append(&mut self.superseded);
         self.superseded = superseded;
-        self.checkpoint = previous;
+    }
+
+    /// The revision the last checkpoint was begun at.
+    pub(crate) fn checkpoint(&self) -> u64 {
+        self.checkpoint
     }
 
     /// Says that a checkpoint of `revision` exists (after loading it).
     pub(crate) fn set_checkpoint(&mut self, revision: u64) {
         self.checkpoint = revision;
-    }
-
-    pub(crate) fn checkpoint(&self) -> u64 {
-        self.checkpoint
     }
 }
 

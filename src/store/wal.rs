@@ -395,9 +395,15 @@ impl<E: Clone> Wal<E> {
         self.submit(Request { records: vec![Record::Purged(upto)], relaxed: None, done });
     }
 
-    /// Everything appended so far is durable when `done` is called.
-    pub(crate) fn sync(&self, done: Done) {
+    /// Returns when everything appended so far is durable.
+    pub(crate) fn sync_blocking(&self) -> io::Result<()> {
+        let (send, receive) = std::sync::mpsc::sync_channel(1);
+        let done = Box::new(move |result| {
+            // The receiver waits below, whatever happens.
+            let _ = send.send(result);
+        });
         self.submit(Request { records: Vec::new(), relaxed: None, done });
+        receive.recv().map_err(|_| io::Error::other("the log's thread is gone"))?
     }
 
     pub(crate) fn vote(&self) -> Option<Ballot> {
@@ -419,13 +425,6 @@ impl<E: Clone> Wal<E> {
             Some(slot) => Some(Position { term: slot.term, index: index.first + index.slots.len() as u64 - 1 }),
             None => index.purged,
         }
-    }
-
-    /// The term of an entry that is here.
-    pub(crate) fn term(&self, at: u64) -> Option<u64> {
-        let index = self.index();
-        let slot = at.checked_sub(index.first)?;
-        index.slots.get(usize::try_from(slot).ok()?).map(|slot| slot.term)
     }
 
     /// The entries of `start..end` that are here.
@@ -954,7 +953,7 @@ impl<E: Clone + Send + 'static> Writer<E> {
 }
 
 /// A durable file of `size` zeroes: blocks that have been written once are overwritten without touching metadata.
-fn make_zeroed(fs: &dyn Fs, path: &std::path::Path, size: u64) -> io::Result<()> {
+pub(crate) fn make_zeroed(fs: &dyn Fs, path: &std::path::Path, size: u64) -> io::Result<()> {
     let file = fs.create(path)?;
     let zeroes = vec![0; 1 << 18];
     let mut at = 0;

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -74,6 +75,16 @@ impl Shared {
         self.core.write().expect("no panic while the state is locked")
     }
 
+    /// Holds the present state for a checkpoint; with the rows replaced since the last attempt.
+    pub(crate) fn begin_checkpoint(self: &Arc<Self>) -> (Pin, Vec<(Bytes, u64)>) {
+        let mut core = self.write();
+        let revision = core.state.revision();
+        core.state.pin(revision);
+        let superseded = core.state.begin_checkpoint();
+        let pin = Pin { shared: self.clone(), revision, applied: core.applied, members: core.members.clone() };
+        (pin, superseded)
+    }
+
     /// Holds the present state for reading at leisure.
     pub(crate) fn pin(self: &Arc<Self>) -> Pin {
         let mut core = self.write();
@@ -100,6 +111,11 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
+    /// The key is there as of the pinned revision.
+    pub(crate) fn has(&self, key: &[u8]) -> bool {
+        self.shared.read().state.get_at(key, self.revision).is_some()
+    }
+
     /// The rows written after `since`, in key order, a page at a time.
     pub(crate) fn rows(&self, since: u64) -> impl Iterator<Item = Vec<Row>> + '_ {
         let mut after = None;

@@ -124,7 +124,10 @@ impl Node {
             let built = |m: &openraft::RaftMetrics<Types>| m.snapshot.as_ref().is_some_and(|s| s.index() >= upto.index);
             let wait = self.raft.wait(Some(Duration::from_secs(60))).metrics(built, "snapshot metadata").await;
             wait.map_err(|error| Error::Raft(error.to_string()))?;
-            self.raft.trigger().purge_log(upto.index).await.map_err(fatal)
+            self.raft.trigger().purge_log(upto.index).await.map_err(fatal)?;
+            let purged = |m: &openraft::RaftMetrics<Types>| m.purged.as_ref().is_some_and(|at| at.index() >= upto.index);
+            let wait = self.raft.wait(Some(Duration::from_secs(60))).metrics(purged, "purge of the log").await;
+            wait.map(|_| ()).map_err(|error| Error::Raft(error.to_string()))
         })
     }
 
