@@ -61,9 +61,14 @@ impl Resource {
         if self.group.is_empty() { self.kind.to_string() } else { format!("{}.{}", self.kind, self.group) }
     }
 
-    /// The type of its objects.
+    /// The type of its objects; `None` for a custom resource.
+    pub fn known_type(&self) -> Option<TypeRef> {
+        schema::type_of_gvk(self.group, self.version, self.kind)
+    }
+
+    /// The type of its objects, which are built in.
     pub fn type_ref(&self) -> TypeRef {
-        schema::type_of(&self.api_version(), self.kind).expect("every served built-in kind is in the table")
+        self.known_type().expect("every served built-in kind is in the table")
     }
 
     /// The row objects of this group-resource are stored under; itself for most.

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
 
+use super::value::{Map, Value};
+
 /// A type of the table. Cheap to copy and compare.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TypeRef(u16);
@@ -54,6 +56,8 @@ pub struct Field {
     pub pointer: bool,
     pub omitempty: bool,
     pub omitzero: bool,
+    /// JSON shows it even when it is zero.
+    pub always: bool,
     pub list_type: ListType,
     pub list_map_keys: Vec<&'static str>,
     /// Empty if there is none.
@@ -69,6 +73,8 @@ pub struct Field {
     pub go_type: &'static str,
     /// Go names of the embedded structs around it, outermost first.
     pub embedded_in: Vec<&'static str>,
+    /// `apiVersion` and `kind` its objects show although they are not stored (volume claim templates do).
+    pub implied: Option<(&'static str, &'static str)>,
 }
 
 /// What a value is, apart from being in a list or map.
@@ -82,7 +88,6 @@ pub enum Kind {
     Bytes,
     Time,
     MicroTime,
-    Duration,
     Quantity,
     IntOrString,
     /// An object of any kind, as JSON (protobuf holds its bytes).
@@ -113,8 +118,10 @@ pub enum ListType {
 struct Table {
     types: Vec<Type>,
     by_name: HashMap<&'static str, TypeRef>,
-    by_kind: HashMap<(&'static str, &'static str), TypeRef>,
+    /// By group, version, kind.
+    by_kind: HashMap<(&'static str, &'static str, &'static str), TypeRef>,
     schema_props: TypeRef,
+    object_meta: TypeRef,
 }
 
 static TABLE: LazyLock<Table> = LazyLock::new(Table::load);
@@ -122,9 +129,20 @@ static TABLE: LazyLock<Table> = LazyLock::new(Table::load);
 /// The type of an object's `apiVersion` and `kind`. The kinds every group version knows (`DeleteOptions`, `ListOptions`,
 /// `WatchEvent`, …) are found under any.
 pub fn type_of(api_version: &str, kind: &str) -> Option<TypeRef> {
-    let found = TABLE.by_kind.get(&(api_version, kind)).copied();
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    type_of_gvk(group, version, kind)
+}
+
+/// [`type_of`] with group and version apart.
+pub fn type_of_gvk(group: &str, version: &str, kind: &str) -> Option<TypeRef> {
+    let found = TABLE.by_kind.get(&(group, version, kind)).copied();
     let everywhere = || ["CreateOptions", "DeleteOptions", "GetOptions", "ListOptions", "PatchOptions", "UpdateOptions", "WatchEvent"].contains(&kind);
-    found.or_else(|| if everywhere() { TABLE.by_kind.get(&("v1", kind)).copied() } else { None })
+    found.or_else(|| if everywhere() { TABLE.by_kind.get(&("", "v1", kind)).copied() } else { None })
+}
+
+/// `metav1.ObjectMeta`.
+pub fn object_meta() -> TypeRef {
+    TABLE.object_meta
 }
 
 /// The type with this OpenAPI model name.
@@ -163,15 +181,103 @@ impl TypeRef {
 
 impl Type {
     pub fn field(&self, json_name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|f| f.json_name.cmp(json_name)).ok().map(|i| &self.fields[i])
+        self.index(json_name).map(|i| &self.fields[usize::from(i)])
+    }
+
+    /// The index of a field, as [`Slots::slot`] and [`Wire::Field`] use it.
+    pub fn index(&self, json_name: &str) -> Option<u16> {
+        self.fields.binary_search_by(|f| f.json_name.cmp(json_name)).ok().map(|i| i as u16)
+    }
+}
+
+/// The values of one struct by field index, on the way to becoming a map under Go's rules.
+pub struct Slots {
+    ty: &'static Type,
+    values: Vec<Option<Value>>,
+}
+
+impl Slots {
+    pub fn new(ty: TypeRef) -> Slots {
+        let ty = ty.get();
+        let mut values = Vec::new();
+        values.resize_with(ty.fields.len(), || None);
+        Slots { ty, values }
+    }
+
+    pub fn slot(&mut self, field: u16) -> &mut Option<Value> {
+        &mut self.values[usize::from(field)]
+    }
+
+    /// What Go prints of the struct: zero values dropped or shown as each field says.
+    pub fn finish(self) -> Map {
+        let mut entries = Vec::with_capacity(self.values.iter().filter(|v| v.is_some()).count() + self.ty.always.len());
+        for (field, value) in self.ty.fields.iter().zip(self.values) {
+            let shown = match value {
+                Some(value) if !value.is_null() && (field.always || !field.omits(&value)) => Some(value),
+                _ if field.always => Some(field.zero()),
+                _ => None,
+            };
+            if let Some(mut value) = shown {
+                if let (Some((api_version, kind)), Value::List(items)) = (field.implied, &mut value) {
+                    for item in items.iter_mut() {
+                        item.set(&["apiVersion"], api_version);
+                        item.set(&["kind"], kind);
+                    }
+                }
+                entries.push((field.json_name.to_string(), value));
+            }
+        }
+        Map::from_sorted(entries)
+    }
+}
+
+/// What Go prints of the zero value of a type: `{}` or what it always shows.
+pub fn zero_struct(ty: TypeRef) -> Map {
+    let ty = ty.get();
+    let shown = ty.always.iter().map(|i| &ty.fields[usize::from(*i)]);
+    Map::from_sorted(shown.map(|f| (f.json_name.to_string(), f.zero())).collect())
+}
+
+impl Kind {
+    /// Go's zero value of one element.
+    pub fn zero(self) -> Value {
+        match self {
+            Kind::Bool | Kind::SchemaOrBool => Value::Bool(false),
+            Kind::Int32 | Kind::Int64 | Kind::IntOrString => Value::Int(0),
+            Kind::Float64 => Value::Float(0.0),
+            Kind::String => Value::Str(String::new()),
+            Kind::Quantity => Value::Str("0".to_string()),
+            Kind::Message(t) => Value::Map(zero_struct(t)),
+            Kind::Bytes | Kind::Time | Kind::MicroTime | Kind::RawExtension | Kind::FieldsV1 | Kind::Json => Value::Null,
+            Kind::Any | Kind::Strings | Kind::SchemaOrArray | Kind::SchemaOrStrings => Value::Null,
+        }
     }
 }
 
 impl Field {
+    /// Go's zero value of the field.
+    pub fn zero(&self) -> Value {
+        if self.pointer || !self.is_single() { Value::Null } else { self.kind.zero() }
+    }
+
+    /// `value` is what omitempty leaves out of a field of this kind.
+    fn omits(&self, value: &Value) -> bool {
+        match value {
+            Value::List(items) => !self.pointer && items.is_empty() && (self.repeated || self.kind == Kind::Strings),
+            Value::Map(entries) => !self.pointer && self.map && entries.is_empty(),
+            _ if self.pointer => false,
+            Value::Bool(b) => !b && self.kind == Kind::Bool,
+            Value::Int(i) => *i == 0 && matches!(self.kind, Kind::Int32 | Kind::Int64),
+            Value::Float(f) => *f == 0.0,
+            Value::Str(s) => s.is_empty() && matches!(self.kind, Kind::String | Kind::Bytes),
+            Value::Null => true,
+        }
+    }
+
     /// JSON shows it even when it is zero.
-    pub fn is_always_shown(&self) -> bool {
+    fn is_always_shown(&self) -> bool {
         let is_struct = matches!(self.kind, Kind::Message(_) | Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString | Kind::RawExtension)
-            || matches!(self.kind, Kind::FieldsV1 | Kind::Json | Kind::Duration | Kind::SchemaOrBool | Kind::SchemaOrArray | Kind::SchemaOrStrings);
+            || matches!(self.kind, Kind::FieldsV1 | Kind::Json | Kind::SchemaOrBool | Kind::SchemaOrArray | Kind::SchemaOrStrings);
         // Go's omitempty does nothing for structs.
         let omits = self.omitempty && (self.pointer || self.repeated || self.map || !is_struct);
         !omits && !self.omitzero
@@ -249,9 +355,11 @@ impl Table {
         }
         let refs = || (0..heads.len() as u16).map(TypeRef).zip(&heads);
         let by_name: HashMap<_, _> = refs().map(|(r, t)| (t.name, r)).collect();
-        let by_kind = refs().flat_map(|(r, t)| t.kinds.iter().map(move |k| (*k, r))).collect();
+        let split = |api_version: &'static str| api_version.split_once('/').unwrap_or(("", api_version));
+        let by_kind = refs().flat_map(|(r, t)| t.kinds.iter().map(move |(v, kind)| ((split(v).0, split(v).1, *kind), r))).collect();
         let props = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
-        Table { schema_props: by_name[props], by_name, by_kind, types: heads }
+        let object_meta = by_name["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"];
+        Table { schema_props: by_name[props], object_meta, by_name, by_kind, types: heads }
     }
 }
 
@@ -262,9 +370,12 @@ fn flatten(i: usize, rows: &[Vec<Row>], embedded_in: &[&'static str], fields: &m
             Kind::Message(inner) if row.inline => {
                 let path: Vec<&'static str> = embedded_in.iter().copied().chain([row.field.json_name]).collect();
                 let mut steps = Vec::new();
+                let from = fields.len();
                 flatten(inner.0.into(), rows, &path, fields, &mut steps);
-                if row.field.number > 0 {
-                    wire.push(Wire::Inline(row.field.number, steps));
+                match row.field.number {
+                    // The type's own apiVersion and kind are in the envelope, not in the message.
+                    0 => fields[from..].iter_mut().for_each(|f| f.number = 0),
+                    number => wire.push(Wire::Inline(number, steps)),
                 }
             }
             _ => {
@@ -297,7 +408,7 @@ impl Type {
         }
         renumber(&mut self.wire, &place);
         self.fields.sort_by_key(|f| f.json_name);
-        self.always = (0..self.fields.len() as u16).filter(|i| self.fields[usize::from(*i)].is_always_shown()).collect();
+        self.always = (0..self.fields.len() as u16).filter(|i| self.fields[usize::from(*i)].always).collect();
     }
 }
 
@@ -332,7 +443,7 @@ impl Row {
             _ => ListType::Unset,
         };
         let split = |text: &'static str, at: char| text.split(at).filter(|s| !s.is_empty()).collect();
-        let field = Field {
+        let mut field = Field {
             json_name,
             number,
             kind,
@@ -341,6 +452,7 @@ impl Row {
             pointer: flags.contains('p'),
             omitempty: flags.contains('o'),
             omitzero: flags.contains('z'),
+            always: false,
             list_type,
             list_map_keys: split(keys, ','),
             patch_merge_key,
@@ -350,7 +462,9 @@ impl Row {
             enum_values: split(values, '|'),
             go_type,
             embedded_in: Vec::new(),
+            implied: (json_name == "volumeClaimTemplates").then_some(("v1", "PersistentVolumeClaim")),
         };
+        field.always = field.is_always_shown();
         Row { field, inline: flags.contains('i') }
     }
 }
@@ -365,7 +479,6 @@ fn kind(token: &'static str) -> Kind {
         "bytes" => Kind::Bytes,
         "time" => Kind::Time,
         "microtime" => Kind::MicroTime,
-        "duration" => Kind::Duration,
         "quantity" => Kind::Quantity,
         "intorstring" => Kind::IntOrString,
         "raw" => Kind::RawExtension,

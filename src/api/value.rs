@@ -34,6 +34,23 @@ impl Map {
         Map { entries: Vec::with_capacity(n) }
     }
 
+    /// From entries already sorted by key without repetition, as decoders make them.
+    pub fn from_sorted(entries: Vec<(String, Value)>) -> Map {
+        debug_assert!(entries.windows(2).all(|w| w[0].0 < w[1].0), "entries are sorted");
+        Map { entries }
+    }
+
+    /// From entries in any order; of equal keys the last wins.
+    pub fn from_unsorted(mut entries: Vec<(String, Value)>) -> Map {
+        if entries.windows(2).any(|w| w[0].0 >= w[1].0) {
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            entries.reverse();
+            entries.dedup_by(|later, kept| later.0 == kept.0);
+            entries.reverse();
+        }
+        Map { entries }
+    }
+
     fn find(&self, key: &str) -> Result<usize, usize> {
         // Decoders append in key order, so the common insert position is the end.
         match self.entries.last() {
