@@ -72,7 +72,7 @@ impl Random {
         let mut slots = Slots::new(ty);
         for (i, field) in ty.fields().enumerate() {
             // Fields without a number (kind, apiVersion, tables) do not exist in protobuf.
-            if field.number == 0 || self.next(3) == 0 {
+            if field.number == 0 || self.next(u64::from(depth)) > 1 {
                 continue;
             }
             let count = 1 + self.next(2);
@@ -124,7 +124,7 @@ impl Random {
             Kind::SchemaOrStrings if depth > 2 || self.next(2) == 0 => Value::List(vec![Value::Str(self.text())]),
             Kind::SchemaOrArray if depth > 2 || self.next(2) == 0 => Value::List(vec![self.single(props, depth + 1)]),
             Kind::SchemaOrBool | Kind::SchemaOrArray | Kind::SchemaOrStrings => self.single(props, depth + 1),
-            Kind::Message(ty) if depth > 6 => Value::Map(schema::zero_struct(ty)),
+            Kind::Message(ty) if depth > 5 => Value::Map(schema::zero_struct(ty)),
             Kind::Message(ty) => self.message(ty, depth + 1),
         }
     }
