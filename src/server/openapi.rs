@@ -329,7 +329,7 @@ fn element_schema(kind: Kind) -> Value {
     match kind {
         Kind::Bool => json!({"type": "boolean"}),
         Kind::Int32 => json!({"type": "integer", "format": "int32"}),
-        Kind::Int64 | Kind::Duration => json!({"type": "integer", "format": "int64"}),
+        Kind::Int64 => json!({"type": "integer", "format": "int64"}),
         Kind::Float64 => json!({"type": "number", "format": "double"}),
         Kind::String => json!({"type": "string"}),
         Kind::Bytes => json!({"type": "string", "format": "byte"}),
