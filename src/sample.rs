@@ -100,6 +100,12 @@ async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 
 /// `coracle fetch <url>`: a GET over plain HTTP, printed: what pods made of [`IMAGE`] use to reach each other.
 pub async fn fetch(url: &str) -> anyhow::Result<()> {
+    print!("{}", get(url).await?);
+    std::io::stdout().flush()?;
+    Ok(())
+}
+
+async fn get(url: &str) -> anyhow::Result<String> {
     let rest = url.strip_prefix("http://").ok_or_else(|| anyhow::anyhow!("{url} does not start with http://"))?;
     let (authority, path) = rest.split_once('/').map_or((rest, String::from("/")), |(a, p)| (a, format!("/{p}")));
     let address = if authority.contains(':') { authority.to_string() } else { format!("{authority}:80") };
@@ -110,9 +116,35 @@ pub async fn fetch(url: &str) -> anyhow::Result<()> {
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{}", head.lines().next().unwrap_or("no answer"));
-    print!("{body}");
-    std::io::stdout().flush()?;
-    Ok(())
+    Ok(body.to_string())
+}
+
+/// `coracle load <url>`: GETs one after another, until ended; says every tenth of a second how many were answered and failed.
+pub async fn load(url: &str) -> anyhow::Result<()> {
+    let (mut answered, mut failed) = (0_u64, 0_u64);
+    let mut said = std::time::Instant::now();
+    let mut terminate = signal(SignalKind::terminate())?;
+    loop {
+        let one = tokio::select! {
+            one = tokio::time::timeout(Duration::from_secs(5), get(url)) => one,
+            _ = terminate.recv() => return Ok(()),
+        };
+        match one {
+            Ok(Ok(_)) => answered += 1,
+            Ok(Err(error)) => {
+                failed += 1;
+                eprintln!("{error:#}");
+            }
+            Err(_) => {
+                failed += 1;
+                eprintln!("no answer in 5 s");
+            }
+        }
+        if said.elapsed() > Duration::from_millis(100) {
+            said = std::time::Instant::now();
+            println!("{answered} answered, {failed} failed");
+        }
+    }
 }
 
 /// Writes [`IMAGE`] as a `docker save` archive to `target`, its one layer holding `executable` as `/coracle`.
