@@ -7,6 +7,7 @@
 //!
 //! Works in the network namespace of the thread that built the runtime. IPv4 only so far. Knows no containers.
 
+pub mod dns;
 pub mod ipam;
 pub mod monitor;
 pub mod netlink;
@@ -182,7 +183,9 @@ impl Network {
         let (locals, local_inputs) = mpsc::channel(QUEUE);
         let proxy = proxy::Proxy::new(&table_name(&config.instance), state, inputs, local_inputs).await?;
         task::spawn("net-proxy", proxy.run(shutdown.clone()));
-        task::spawn("net-feed", fan_out(feed, vec![to_proxy]));
+        let (to_dns, inputs) = mpsc::channel(QUEUE);
+        dns::start(&config, &links, mtu, inputs, shutdown.clone()).await?;
+        task::spawn("net-feed", fan_out(feed, vec![to_proxy, to_dns]));
         Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, locals, shutdown })
     }
 

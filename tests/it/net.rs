@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use coracle::api::object::Name;
 use coracle::api::value::Value;
-use coracle::net::{Input, Kind, NetConfig, Network, netlink, pod};
+use coracle::net::{HostPort, Input, Kind, NetConfig, Network, Protocol, netlink, pod};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs `test` with an async runtime inside a fresh network namespace: the node.
@@ -396,5 +396,217 @@ fn cluster_ip_node_port_and_hairpin_carry_traffic() {
         c.feed.gone(Kind::Service, "web").await;
         c.until(at(vip, 80), false).await;
         c.end().await;
+    });
+}
+
+#[test]
+fn affinity_policies_ranges_and_host_ports() {
+    on_a_node(|node| async move {
+        let c = Cluster::new(node).await;
+        let slice_ports = json!([{"name": "t", "port": 8080}]);
+        let all = c.on_node(&[0, 1, 2]);
+
+        // A client stays with its endpoint, by cluster address and node port alike, until that is gone.
+        let (vip, client) = (Ipv4Addr::new(10, 43, 0, 21), &c.pods[0].0);
+        let affinity = json!({"type": "NodePort", "sessionAffinity": "ClientIP"});
+        c.feed.slice("sticky", slice_ports.clone(), &all).await;
+        c.feed.service("sticky", "10.43.0.21", json!([{"name": "t", "port": 80, "nodePort": 30081}]), affinity).await;
+        c.until(at(vip, 80), true).await;
+        let first = client.spread(at(vip, 80), 30).await;
+        assert_eq!(first.len(), 1, "{first:?}");
+        let name = first.keys().next().unwrap().0.clone();
+        let by_port = client.spread(at(NODE, 30081), 10).await;
+        assert!(by_port.len() == 1 && by_port.keys().next().unwrap().0 == name, "{by_port:?} {name}");
+        let rest: Vec<_> = [0, 1, 2].into_iter().filter(|i| ["a", "b", "c"][*i] != name).collect();
+        c.feed.slice("sticky", slice_ports.clone(), &c.on_node(&rest)).await;
+        eventually("another endpoint takes over", || async {
+            let spread = client.spread(at(vip, 80), 5).await;
+            spread.len() == 1 && spread.keys().next().unwrap().0 != name
+        })
+        .await;
+        let off = json!({"type": "NodePort"});
+        c.feed.service("sticky", "10.43.0.21", json!([{"name": "t", "port": 80, "nodePort": 30081}]), off).await;
+        eventually("without affinity all are used", || async { client.spread(at(vip, 80), 20).await.len() == 2 }).await;
+        c.feed.gone(Kind::Service, "sticky").await;
+        c.feed.gone(Kind::Slice, "sticky-1").await;
+
+        // Policy Local: far clients keep their address and see this node's endpoints, near ones see all.
+        let near = Ipv4Addr::new(192, 168, 50, 77);
+        let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "lb": [{"ip": "192.168.50.77"}]});
+        c.feed.slice("lb", slice_ports.clone(), &[(c.ip(0), "node-1"), (c.ip(1), "node-2")]).await;
+        c.feed.service("lb", "10.43.0.22", json!([{"name": "t", "port": 80}]), local).await;
+        c.until(at(near, 80), true).await;
+        let via_node = || async {
+            c.outside
+                .run(|| {
+                    netlink::with_links(|links| async move {
+                        let link = links.need("eth0").await?;
+                        let to = "192.168.50.77/32".parse().unwrap();
+                        links.set_route(&netlink::Route { to, link: link.index, gateway: Some(NODE), source: None }).await
+                    })
+                    .unwrap()
+                })
+                .await;
+        };
+        via_node().await;
+        let far = c.outside.spread(at(near, 80), 20).await;
+        assert_eq!(far.keys().collect::<Vec<_>>(), [&("a".to_string(), IpAddr::from(OUTSIDE))]);
+        assert_eq!(c.pods[2].0.spread(at(near, 80), 30).await.len(), 2);
+        // Only some sources may: the rest is silence.
+        let ranges = json!({"type": "LoadBalancer", "lb": [{"ip": "192.168.50.77"}],
+            "loadBalancerSourceRanges": ["10.0.0.0/8", "10.42.0.0/16", "192.168.50.0/31"]});
+        c.feed.service("lb", "10.43.0.22", json!([{"name": "t", "port": 80}]), ranges).await;
+        eventually("outside is kept out", || async {
+            c.outside.ask_tcp(at(near, 80)).await.is_err_and(|e| e.kind() == std::io::ErrorKind::TimedOut)
+        })
+        .await;
+        assert!(c.pods[2].0.ask_tcp(at(near, 80)).await.is_ok());
+
+        // A host port leads to its pod, and goes with it.
+        let pod = Namespace::new().await;
+        let port = HostPort { host_ip: None, host_port: 8888, protocol: Protocol::Tcp, container_port: 9000 };
+        c.network.add_pod("d", &pod.path(), &[port]).await.unwrap();
+        pod.serve_tcp(9000, "d").await;
+        c.until(at(NODE, 8888), true).await;
+        assert_eq!(c.outside.ask_tcp(at(NODE, 8888)).await.unwrap(), ("d".to_string(), OUTSIDE.into()));
+        assert_eq!(pod.ask_tcp(at(NODE, 8888)).await.unwrap().0, "d");
+        c.network.remove_pod("d").await.unwrap();
+        c.until(at(NODE, 8888), false).await;
+
+        // Somebody flushes everything: it is back at once.
+        nft(&["flush", "ruleset"]).await;
+        let started = std::time::Instant::now();
+        c.until(at(Ipv4Addr::new(10, 43, 0, 22), 80), true).await;
+        println!("healed in {:?}", started.elapsed());
+        c.end().await;
+    });
+}
+
+/// Churn under constant load: endpoints come and go, no connection fails.
+#[test]
+fn endpoints_change_under_load_without_a_failed_connection() {
+    on_a_node(|node| async move {
+        let c = Cluster::new(node).await;
+        let slice_ports = json!([{"name": "t", "port": 8080}]);
+        c.feed.service("web", "10.43.0.30", json!([{"name": "t", "port": 80}]), json!({})).await;
+        c.feed.slice("web", slice_ports.clone(), &c.on_node(&[0, 1, 2])).await;
+        let vip = at(Ipv4Addr::new(10, 43, 0, 30), 80);
+        c.until(vip, true).await;
+        let load = c.pods[0].0.fd.try_clone().unwrap();
+        let load = tokio::spawn(netlink::in_netns(load, "load", move || Ok((0..2000).map(|_| ask_tcp(vip)).filter(|a| a.is_err()).count())));
+        let mut turn = 0;
+        while !load.is_finished() {
+            let sets: [&[usize]; 4] = [&[0, 1], &[1], &[1, 2], &[0, 1, 2]];
+            c.feed.slice("web", slice_ports.clone(), &c.on_node(sets[turn % 4])).await;
+            turn += 1;
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        println!("{turn} changes under load");
+        assert_eq!(load.await.unwrap().unwrap(), 0);
+        c.end().await;
+    });
+}
+
+/// Ten thousand services with three endpoints each: how long a whole load and one change take.
+#[test]
+fn many_services_load_in_one_transaction() {
+    on_a_node(|node| async move {
+        let c = Cluster::new(node).await;
+        let slice_ports = json!([{"name": "t", "port": 8080}]);
+        let n = 10_000u32;
+        let ip = |i: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 43, 16, 0)) + i);
+        let started = std::time::Instant::now();
+        for i in 0..n {
+            let (name, service_ip) = (format!("s{i}"), ip(i).to_string());
+            let endpoints: Vec<_> = (0..3).map(|e| (Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 42, 1, 0)) + 3 * i + e), "node-2")).collect();
+            c.feed.service(&name, &service_ip, json!([{"name": "t", "port": 80}]), json!({})).await;
+            c.feed.slice(&name, slice_ports.clone(), &endpoints).await;
+        }
+        c.feed.service("last", "10.43.0.99", json!([{"name": "t", "port": 80}]), json!({})).await;
+        c.feed.slice("last", slice_ports.clone(), &c.on_node(&[0])).await;
+        let vip = at(Ipv4Addr::new(10, 43, 0, 99), 80);
+        c.until(vip, true).await;
+        println!("{n} services fed and programmed in {:?}", started.elapsed());
+        let started = std::time::Instant::now();
+        nft(&["flush", "ruleset"]).await;
+        c.until(vip, true).await;
+        println!("all of it put back in {:?} (flush included)", started.elapsed());
+        let started = std::time::Instant::now();
+        c.feed.gone(Kind::Slice, "last-1").await;
+        c.until(vip, false).await;
+        println!("one change seen in {:?}", started.elapsed());
+        c.end().await;
+    });
+}
+
+/// Asks the cluster's DNS from a pod with `dig`; the answer's lines.
+async fn dig(pod: &Namespace, arguments: &'static [&'static str]) -> (String, Vec<String>) {
+    let run = move || {
+        let base = ["@10.43.0.10", "+time=2", "+tries=2", "+noall", "+comments", "+answer"];
+        std::process::Command::new("dig").args(base).args(arguments).output().expect("tests ask with dig: install dnsutils")
+    };
+    let text = String::from_utf8(pod.run(run).await.stdout).unwrap();
+    let status = text.split("status: ").nth(1).and_then(|t| t.split(',').next()).unwrap_or("none").to_string();
+    let answers = text.lines().filter(|l| !l.starts_with(';') && !l.is_empty());
+    (status, answers.map(|l| l.split_whitespace().skip(3).collect::<Vec<_>>().join(" ")).collect())
+}
+
+#[test]
+fn names_resolve_from_pods_and_the_rest_is_forwarded() {
+    on_a_node(|node| async move {
+        std::fs::create_dir_all(&node.dir).unwrap();
+        std::fs::write(node.dir.join("resolv.conf"), "nameserver 127.0.0.53\nnameserver 192.168.50.2\n").unwrap();
+        let (feed, inputs) = Feed::new();
+        let outside = node.outside().await;
+        let network = Network::start_from(node.config(), inputs).await.unwrap();
+        let pod = Namespace::new().await;
+        let ip = network.add_pod("a", &pod.path(), &[]).await.unwrap().ip;
+        assert_eq!(dig(&pod, &["web.default.svc.cluster.local"]).await.0, "SERVFAIL", "nothing is known before the lists are complete");
+        feed.synced().await;
+        feed.service("web", "10.43.0.40", json!([{"name": "http", "port": 80}]), json!({})).await;
+        feed.service("db", "None", json!([{"name": "sql", "port": 5432}]), json!({})).await;
+        let many: Vec<_> = (1..=100u8).map(|i| (Ipv4Addr::new(10, 42, 9, i), "node-2")).collect();
+        feed.slice("db", json!([{"name": "sql", "port": 5432}]), &many).await;
+        feed.service("out", "", json!([]), json!({"type": "ExternalName", "externalName": "www.example.test"})).await;
+        eventually("the name is known", || async { dig(&pod, &["web.default.svc.cluster.local"]).await.0 == "NOERROR" }).await;
+
+        let yes = |answers: &[&str]| ("NOERROR".to_string(), answers.iter().map(|a| a.to_string()).collect::<Vec<_>>());
+        assert_eq!(dig(&pod, &["WEB.default.svc.cluster.local"]).await, yes(&["A 10.43.0.40"]));
+        assert_eq!(dig(&pod, &["+tcp", "web.default.svc.cluster.local"]).await, yes(&["A 10.43.0.40"]));
+        assert_eq!(dig(&pod, &["AAAA", "web.default.svc.cluster.local"]).await, yes(&[]));
+        assert_eq!(dig(&pod, &["web.nowhere.svc.cluster.local"]).await.0, "NXDOMAIN");
+        assert_eq!(
+            dig(&pod, &["SRV", "_http._tcp.web.default.svc.cluster.local"]).await,
+            yes(&["SRV 0 100 80 web.default.svc.cluster.local."])
+        );
+        assert_eq!(dig(&pod, &["-x", "10.43.0.40"]).await, yes(&["PTR web.default.svc.cluster.local."]));
+        // A long answer is cut over UDP and whole over TCP.
+        assert_eq!(dig(&pod, &["db.default.svc.cluster.local"]).await.1.len(), 100);
+        let run = || std::process::Command::new("dig").args(["@10.43.0.10", "+ignore", "+noedns", "db.default.svc.cluster.local"]).output();
+        let cut = String::from_utf8(pod.run(run).await.unwrap().stdout).unwrap();
+        assert!(cut.contains(" tc ") && cut.contains("MSG SIZE  rcvd: 5") || cut.contains("MSG SIZE  rcvd: 4"), "{cut}");
+
+        // The world's resolver: every name is 203.0.113.7, except one it refuses.
+        let socket = outside.run(|| UdpSocket::bind(("0.0.0.0", 53)).unwrap()).await;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while let Ok((n, peer)) = socket.recv_from(&mut buffer) {
+                let end = 12 + buffer[12..n].iter().position(|b| *b == 0).unwrap() + 5;
+                let refused = buffer[12..end].windows(7).any(|w| w == b"refused");
+                let mut answer = buffer[..end].to_vec();
+                answer[2..12].copy_from_slice(&[0x81, if refused { 0x85 } else { 0x80 }, 0, 1, 0, u8::from(!refused), 0, 0, 0, 0]);
+                if !refused {
+                    answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 7]);
+                }
+                let _ = socket.send_to(&answer, peer);
+            }
+        });
+        assert_eq!(dig(&pod, &["www.example.test"]).await, yes(&["A 203.0.113.7"]));
+        assert_eq!(dig(&pod, &["refused.example.test"]).await.0, "REFUSED");
+        assert_eq!(dig(&pod, &["out.default.svc.cluster.local"]).await, yes(&["CNAME www.example.test.", "A 203.0.113.7"]));
+        let _ = ip;
+        network.stop().await;
+        Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        assert_eq!(nft(&["list", "tables"]).await, "");
     });
 }
