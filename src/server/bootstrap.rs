@@ -1,1 +1,407 @@
-//! Default objects.
+//! What a cluster has from the first moment: namespaces, RBAC policy, priority classes, flow control, the `kubernetes` and
+//! DNS Services. Written through the ordinary pipeline as `system:masters`, before controllers start.
+//!
+//! Everything is created only if missing; RBAC is reconciled (rules and subjects we ship are added back unless the object
+//! opts out), and the endpoints of Service `kubernetes` are made to say where this server is. The facts stand in
+//! `bootstrap/*.tsv`. Start at [`run`].
+
+use futures_util::stream::{self, StreamExt};
+
+use crate::api::client::Client;
+use crate::api::resource::{self, Resource};
+use crate::api::status::{Result, Status};
+use crate::api::value::Value;
+use crate::server::auth::rbac::{self, Rule};
+use crate::server::kinds::core::matches_selector;
+use crate::server::strategy::Cluster;
+use crate::value;
+
+const RBAC: &str = include_str!("bootstrap/rbac.tsv");
+const FLOW_CONTROL: &str = include_str!("bootstrap/flowcontrol.tsv");
+const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+/// Requests in flight at once: raft's group commit shares their fsyncs.
+const CONCURRENCY: usize = 32;
+
+/// One object to be there.
+#[derive(Clone, Debug)]
+struct Wanted {
+    resource: &'static Resource,
+    object: Value,
+}
+
+/// Makes everything be there. `client` acts for a member of `system:masters`; `dns` is the address of the DNS Service.
+pub async fn run(client: &Client, cluster: &Cluster, dns: &str) -> Result<()> {
+    // Others need their namespaces, and the Services their addresses before anybody else takes them.
+    create_all(client, namespaces()).await?;
+    if let Some(range) = service_cidr(cluster) {
+        create_all(client, vec![range]).await?;
+    }
+    create_all(client, services(cluster, dns)).await?;
+    create_all(client, rbac_objects(RBAC)).await?;
+    let mut rest = priority_classes();
+    rest.extend(flow_control());
+    rest.push(authentication_config(cluster));
+    create_all(client, rest).await?;
+    reconcile_endpoints(client, cluster).await
+}
+
+async fn create_all(client: &Client, wanted: Vec<Wanted>) -> Result<()> {
+    let mut results = stream::iter(wanted).map(|w| ensure(client, w)).buffer_unordered(CONCURRENCY);
+    while let Some(result) = results.next().await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn ensure(client: &Client, wanted: Wanted) -> Result<()> {
+    let (namespace, name) = place(&wanted.object);
+    match client.get(wanted.resource, &namespace, &name).await {
+        Err(status) if status.code == 404 => {}
+        Err(status) => return Err(status),
+        Ok(found) => {
+            return match reconciled(&wanted, &found.value()) {
+                Some(better) => client.update(wanted.resource, "", better).await.map(|_| ()),
+                None => Ok(()),
+            };
+        }
+    }
+    match client.create(wanted.resource, &namespace, wanted.object).await {
+        Ok(_) => Ok(()),
+        // Another server was faster.
+        Err(status) if status.reason == "AlreadyExists" => Ok(()),
+        Err(status) => Err(Status::internal(format!("creating {} {name}: {status}", wanted.resource))),
+    }
+}
+
+fn place(object: &Value) -> (String, String) {
+    let text = |key: &str| object.str_at(&["metadata", key]).to_string();
+    (text("namespace"), text("name"))
+}
+
+/// What an existing RBAC object should be instead, if anything: rules and subjects are only ever added.
+fn reconciled(wanted: &Wanted, found: &Value) -> Option<Value> {
+    if wanted.resource.group != RBAC_GROUP || found.str_at(&["metadata", "annotations", AUTOUPDATE]) != "true" {
+        return None;
+    }
+    let mut better = found.clone();
+    let aggregated = found.at(&["aggregationRule"]).is_some();
+    if !aggregated {
+        let (have, want) = (rbac::rules(found), rbac::rules(&wanted.object));
+        if !rbac::missing(&have, &want).is_empty() {
+            let rules = better.make_map(&[]).list_slot("rules");
+            let lacking = wanted.object.list_at(&["rules"]).iter();
+            rules.extend(lacking.filter(|r| !rbac::missing(&have, &[Rule::from_value(r)]).is_empty()).cloned());
+        }
+    }
+    for subject in wanted.object.list_at(&["subjects"]) {
+        let subjects = better.make_map(&[]).list_slot("subjects");
+        if !subjects.contains(subject) {
+            subjects.push(subject.clone());
+        }
+    }
+    if better.get("subjects").and_then(Value::as_list).is_some_and(<[Value]>::is_empty) {
+        better.remove(&["subjects"]);
+    }
+    (better != *found).then_some(better)
+}
+
+fn namespaces() -> Vec<Wanted> {
+    let names = ["default", "kube-system", "kube-public", "kube-node-lease"];
+    let object = |name: &str| value!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    names.iter().map(|name| Wanted { resource: &resource::NAMESPACES, object: object(name) }).collect()
+}
+
+fn service_cidr(cluster: &Cluster) -> Option<Wanted> {
+    let resource = resource::find("networking.k8s.io", "v1", "servicecidrs")?;
+    let object = value!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": cluster.service_cidrs}});
+    Some(Wanted { resource, object })
+}
+
+/// The first address of the primary range.
+pub fn kubernetes_address(cluster: &Cluster) -> String {
+    let first = cluster.service_cidrs.first().map_or("", String::as_str);
+    let base: Option<std::net::IpAddr> = first.split('/').next().and_then(|ip| ip.parse().ok());
+    match base {
+        Some(std::net::IpAddr::V4(ip)) => std::net::Ipv4Addr::from(u32::from(ip).wrapping_add(1)).to_string(),
+        Some(std::net::IpAddr::V6(ip)) => std::net::Ipv6Addr::from(u128::from(ip).wrapping_add(1)).to_string(),
+        None => String::new(),
+    }
+}
+
+fn services(cluster: &Cluster, dns: &str) -> Vec<Wanted> {
+    let api = value!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {"type": "ClusterIP", "clusterIP": kubernetes_address(cluster), "sessionAffinity": "None", "ipFamilyPolicy": "SingleStack",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": i64::from(cluster.port)}]}});
+    let dns_service = value!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns",
+            "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"}},
+        "spec": {"type": "ClusterIP", "clusterIP": dns, "sessionAffinity": "None", "ipFamilyPolicy": "SingleStack", "ports": [
+            {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+            {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53}]}});
+    let mut wanted = vec![Wanted { resource: &resource::SERVICES, object: api }];
+    if !dns.is_empty() {
+        wanted.push(Wanted { resource: &resource::SERVICES, object: dns_service });
+    }
+    wanted
+}
+
+fn priority_classes() -> Vec<Wanted> {
+    let class = |name: &str, value: i64, description: &str| Wanted {
+        resource: &resource::PRIORITYCLASSES,
+        object: value!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+            "description": description}),
+    };
+    vec![
+        class(
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        class("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+    ]
+}
+
+fn rows(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
+    table.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).map(|l| l.split('\t').collect())
+}
+
+fn flow_control() -> Vec<Wanted> {
+    let wanted = rows(FLOW_CONTROL).filter_map(|row| {
+        let [kind, name, spec] = row[..] else { panic!("a row of flowcontrol.tsv has three columns: {row:?}") };
+        let resource = resource::by_kind("flowcontrol.apiserver.k8s.io/v1", kind)?;
+        let spec: serde_json::Value = serde_json::from_str(spec).expect("specs of flowcontrol.tsv are JSON");
+        let object = value!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": kind,
+            "metadata": {"name": name, "annotations": {"apf.kubernetes.io/autoupdate-spec": "true"}}, "spec": spec});
+        Some(Wanted { resource, object })
+    });
+    wanted.collect()
+}
+
+fn authentication_config(cluster: &Cluster) -> Wanted {
+    let object = value!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": cluster.client_ca.public,
+            "requestheader-allowed-names": "[\"front-proxy-client\"]",
+            "requestheader-client-ca-file": cluster.front_proxy_ca.public,
+            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+            "requestheader-group-headers": "[\"X-Remote-Group\"]",
+            "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
+            "requestheader-username-headers": "[\"X-Remote-User\"]",
+        }});
+    Wanted { resource: &resource::CONFIGMAPS, object }
+}
+
+// --- RBAC
+
+fn metadata(namespace: &str, name: &str, labels: &str) -> Value {
+    let mut meta = value!({"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}});
+    meta.set(&["annotations", AUTOUPDATE], "true");
+    if namespace != "-" {
+        meta.set(&["namespace"], namespace);
+    }
+    for (key, value) in labels.split(',').filter_map(|l| l.split_once('=')) {
+        meta.set(&["labels", key], value);
+    }
+    meta
+}
+
+fn list(cell: &str) -> Vec<Value> {
+    let items = cell.split(',').filter(|s| *s != "-" && !s.is_empty());
+    items.map(|s| Value::from(if s == "core" { "" } else { s })).collect()
+}
+
+/// Roles first, in the order of the table, then bindings. Aggregated roles carry the rules they will have.
+fn rbac_objects(table: &'static str) -> Vec<Wanted> {
+    let (mut roles, mut bindings): (Vec<Value>, Vec<Wanted>) = (Vec::new(), Vec::new());
+    for row in rows(table) {
+        match row[..] {
+            ["role", namespace, name, labels, aggregates] => {
+                let kind = if namespace == "-" { "ClusterRole" } else { "Role" };
+                let mut role = value!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "rules": []});
+                role.set(&["metadata"], metadata(namespace, name, labels));
+                if let Some((key, value)) = aggregates.split_once('=') {
+                    let mut selector = Value::map();
+                    selector.set(&["matchLabels", key], value);
+                    role.set(&["aggregationRule", "clusterRoleSelectors"], vec![selector]);
+                }
+                roles.push(role);
+            }
+            ["", verbs, "@", urls] => {
+                let mut rule = Value::map();
+                rule.set(&["verbs"], list(verbs));
+                rule.set(&["nonResourceURLs"], list(urls));
+                add_rule(&mut roles, rule);
+            }
+            ["", verbs, groups, resources, names] => {
+                let mut rule = Value::map();
+                rule.set(&["verbs"], list(verbs));
+                rule.set(&["apiGroups"], list(groups));
+                rule.set(&["resources"], list(resources));
+                if names != "-" {
+                    rule.set(&["resourceNames"], list(names));
+                }
+                add_rule(&mut roles, rule);
+            }
+            ["binding", namespace, name, role_kind, role, subjects] => bindings.push(binding(namespace, name, role_kind, role, subjects)),
+            _ => panic!("a row of rbac.tsv that is neither role, rule nor binding: {row:?}"),
+        }
+    }
+    aggregate(&mut roles);
+    let of = |role: Value| Wanted {
+        resource: if role.str_at(&["kind"]) == "Role" { &resource::ROLES } else { &resource::CLUSTERROLES },
+        object: role,
+    };
+    roles.into_iter().map(of).chain(bindings).collect()
+}
+
+fn add_rule(roles: &mut [Value], rule: Value) {
+    let role = roles.last_mut().expect("rules stand below a role");
+    role.make_map(&[]).list_slot("rules").push(rule);
+}
+
+fn binding(namespace: &str, name: &str, role_kind: &str, role: &str, subjects: &str) -> Wanted {
+    let kind = if namespace == "-" { "ClusterRoleBinding" } else { "RoleBinding" };
+    let subjects = subjects.split(',').filter_map(|s| s.split_once(':').filter(|(kind, _)| !kind.is_empty()));
+    let subjects: Vec<Value> = subjects
+        .map(|(kind, name)| match (kind, name.split_once('/')) {
+            ("ServiceAccount", Some((namespace, name))) => value!({"kind": kind, "name": name, "namespace": namespace}),
+            _ => value!({"kind": kind, "apiGroup": RBAC_GROUP, "name": name}),
+        })
+        .collect();
+    let mut object = value!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
+        "roleRef": {"apiGroup": RBAC_GROUP, "kind": role_kind, "name": role}});
+    object.set(&["metadata"], metadata(namespace, name, "-"));
+    if !subjects.is_empty() {
+        object.set(&["subjects"], subjects);
+    }
+    let resource: &'static Resource = if namespace == "-" { &resource::CLUSTERROLEBINDINGS } else { &resource::ROLEBINDINGS };
+    Wanted { resource, object }
+}
+
+/// Fills `admin`, `edit` and `view` from the roles their selectors match, so that they work before any controller has run.
+/// Edit is part of admin, so this is repeated until nothing is added.
+fn aggregate(roles: &mut [Value]) {
+    loop {
+        let mut changed = false;
+        for i in 0..roles.len() {
+            let Some(selector) = roles[i].list_at(&["aggregationRule", "clusterRoleSelectors"]).first().cloned() else { continue };
+            let mut sources: Vec<&Value> = roles.iter().enumerate().filter(|(n, _)| *n != i).map(|(_, r)| r).collect();
+            sources.retain(|r| r.map_at(&["metadata", "labels"]).is_some_and(|labels| matches_selector(&selector, labels)));
+            sources.sort_by_key(|r| r.str_at(&["metadata", "name"]).to_string());
+            let mut rules: Vec<Value> = Vec::new();
+            for rule in sources.iter().flat_map(|r| r.list_at(&["rules"])) {
+                if !rules.contains(rule) {
+                    rules.push(rule.clone());
+                }
+            }
+            changed |= roles[i].list_at(&["rules"]) != rules;
+            roles[i].set(&["rules"], rules);
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+// --- where the API server is
+
+/// Endpoints and EndpointSlice of Service `kubernetes` name this server, and nobody else writes them.
+async fn reconcile_endpoints(client: &Client, cluster: &Cluster) -> Result<()> {
+    if cluster.advertise_address.is_empty() {
+        return Ok(());
+    }
+    let port = i64::from(cluster.port);
+    let family = if cluster.advertise_address.contains(':') { "IPv6" } else { "IPv4" };
+    let slice = value!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family, "endpoints": [{"addresses": [cluster.advertise_address], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}]});
+    let endpoints = value!({"apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": cluster.advertise_address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]});
+    for (resource, wanted, members) in [
+        (&resource::ENDPOINTSLICES, slice, &["endpoints", "ports", "addressType"][..]),
+        (&resource::ENDPOINTS, endpoints, &["subsets"][..]),
+    ] {
+        place_endpoints(client, resource, wanted, members).await?;
+    }
+    Ok(())
+}
+
+async fn place_endpoints(client: &Client, resource: &'static Resource, wanted: Value, members: &[&str]) -> Result<()> {
+    let found = match client.get(resource, "default", "kubernetes").await {
+        Ok(found) => found.value(),
+        Err(status) if status.code == 404 => return client.create(resource, "default", wanted).await.map(|_| ()),
+        Err(status) => return Err(status),
+    };
+    if members.iter().all(|m| found.get(m) == wanted.get(m)) {
+        return Ok(());
+    }
+    if found.get("addressType") != wanted.get("addressType") {
+        client.delete(resource, "default", "kubernetes", Value::map()).await?;
+        return client.create(resource, "default", wanted).await.map(|_| ());
+    }
+    let mut better = found;
+    for member in members {
+        better.set(&[member], wanted.get(member).cloned().unwrap_or_default());
+    }
+    client.update(resource, "", better).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_table_is_whole() {
+        let wanted = rbac_objects(RBAC);
+        let named = |kind: &str, name: &str| {
+            wanted.iter().find(|w| w.object.str_at(&["kind"]) == kind && w.object.str_at(&["metadata", "name"]) == name).unwrap()
+        };
+        let admin = &named("ClusterRole", "cluster-admin").object;
+        assert_eq!(rbac::rules(admin).len(), 2);
+        // The aggregated roles hold what they aggregate.
+        let roles: Vec<&Value> = wanted.iter().map(|w| &w.object).filter(|o| o.str_at(&["kind"]).ends_with("Role")).collect();
+        let bindings: Vec<&Value> = wanted.iter().map(|w| &w.object).filter(|o| o.str_at(&["kind"]).ends_with("Binding")).collect();
+        let rules = |name: &str| rbac::rules(&named("ClusterRole", name).object);
+        let (view, edit, admin) = (rules("view"), rules("edit"), rules("admin"));
+        assert!(!view.is_empty());
+        assert!(rbac::missing(&edit, &view).is_empty(), "edit includes view");
+        assert!(rbac::missing(&admin, &edit).is_empty(), "admin includes edit");
+        assert!(!rbac::missing(&view, &edit).is_empty());
+        // Every binding names a role that is there.
+        let rbac = rbac::Rbac::new(roles.into_iter(), bindings.iter().copied());
+        for binding in bindings {
+            let (namespace, kind, name) =
+                (binding.str_at(&["metadata", "namespace"]), binding.str_at(&["roleRef", "kind"]), binding.str_at(&["roleRef", "name"]));
+            assert!(rbac.role(namespace, kind, name).is_some(), "{name}");
+        }
+        let scheduler = crate::api::request::User { name: "system:kube-scheduler".into(), ..Default::default() };
+        let bind = crate::server::auth::Attributes { verb: "create", resource: "pods", subresource: "binding", ..Default::default() };
+        assert!(rbac.authorize(&scheduler, &bind).allowed);
+    }
+
+    #[test]
+    fn reconciling_adds_what_is_missing_and_leaves_the_rest() {
+        let want = value!({"metadata": {"name": "r"}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]});
+        let wanted = Wanted { resource: &resource::CLUSTERROLES, object: want };
+        let mut found = value!({"metadata": {"name": "r", "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}},
+            "rules": [{"verbs": ["list"], "apiGroups": [""], "resources": ["pods"]}]});
+        let better = reconciled(&wanted, &found).unwrap();
+        assert_eq!(better.list_at(&["rules"]).len(), 2);
+        assert_eq!(reconciled(&wanted, &better), None);
+        found.set(&["metadata", "annotations", AUTOUPDATE], "false");
+        assert_eq!(reconciled(&wanted, &found), None, "the user opted out");
+    }
+
+    #[test]
+    fn flow_control_and_addresses() {
+        assert_eq!(flow_control().len(), rows(FLOW_CONTROL).count());
+        let cluster = Cluster { service_cidrs: vec!["10.43.0.0/16".into()], ..Cluster::default() };
+        assert_eq!(kubernetes_address(&cluster), "10.43.0.1");
+    }
+}

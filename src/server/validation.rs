@@ -1,1 +1,417 @@
-//! Pure: shared validators.
+//! Pure: the checks many kinds share: names, labels, object metadata, ports, addresses, selectors. Strings in, upstream's
+//! messages out; none means valid.
+//!
+//! Start at [`metadata`] and [`metadata_update`], which the pipeline calls for every kind.
+
+use crate::api::status::FieldError;
+use crate::api::value::Value;
+use crate::server::strategy::NameRule;
+
+pub const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
+    start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+    '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+pub const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end \
+    with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+pub const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+    character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is \
+    '[a-z]([-a-z0-9]*[a-z0-9])?')";
+const NAME_PART: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
+    character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const LABEL_KEY: &str = "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
+    alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+    '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
+const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start \
+    and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is \
+    '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+const CONFIG_KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  \
+    or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
+const HTTP_HEADER: &str = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. 'X-Header-Name', regex used for \
+    validation is '[-A-Za-z0-9]+')";
+const ENV_NAME: &str = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+pub const IMMUTABLE: &str = "field is immutable";
+const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
+
+type Messages = Vec<String>;
+
+fn when(bad: bool, message: impl Into<String>) -> Messages {
+    if bad { vec![message.into()] } else { Vec::new() }
+}
+
+fn is_label(s: &str) -> bool {
+    let b = s.as_bytes();
+    let inner = |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == b'-';
+    !b.is_empty() && b.iter().all(inner) && b[0] != b'-' && b[b.len() - 1] != b'-'
+}
+
+/// `([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]`
+fn is_name_part(s: &str) -> bool {
+    let b = s.as_bytes();
+    let inner = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    !b.is_empty() && b.iter().all(inner) && b[0].is_ascii_alphanumeric() && b[b.len() - 1].is_ascii_alphanumeric()
+}
+
+/// RFC 1123 subdomain.
+pub fn subdomain(s: &str) -> Messages {
+    let mut messages = when(s.len() > 253, "must be no more than 253 bytes");
+    messages.extend(when(!s.split('.').all(is_label), SUBDOMAIN));
+    messages
+}
+
+/// RFC 1123 label.
+pub fn label(s: &str) -> Messages {
+    let mut messages = when(s.len() > 63, "must be no more than 63 bytes");
+    if !is_label(s) {
+        messages.push(if s.split('.').all(is_label) { "must not contain dots".to_string() } else { LABEL.to_string() });
+    }
+    messages
+}
+
+/// RFC 1035 label.
+pub fn label_1035(s: &str) -> Messages {
+    let mut messages = when(s.len() > 63, "must be no more than 63 bytes");
+    messages.extend(when(!is_label(s) || !s.starts_with(|c: char| c.is_ascii_lowercase()), LABEL_1035));
+    messages
+}
+
+/// A path segment: what RBAC kinds are named.
+pub fn path_segment(s: &str, is_prefix: bool) -> Messages {
+    if !is_prefix && (s == "." || s == "..") {
+        return vec![format!("may not be '{s}'")];
+    }
+    ["/", "%"].iter().flat_map(|bad| when(s.contains(bad), format!("may not contain '{bad}'"))).collect()
+}
+
+/// `[prefix/]name`: label keys, finalizers, resource names.
+pub fn qualified_name(s: &str) -> Messages {
+    let mut messages = Messages::new();
+    let name = match s.split_once('/') {
+        None => s,
+        Some((_, rest)) if rest.contains('/') => return vec![LABEL_KEY.to_string()],
+        Some((prefix, name)) => {
+            if prefix.is_empty() {
+                messages.push("prefix part must be non-empty".to_string());
+            } else {
+                messages.extend(subdomain(prefix).into_iter().map(|m| format!("prefix part {m}")));
+            }
+            name
+        }
+    };
+    if name.is_empty() {
+        messages.push("name part must be non-empty".to_string());
+    } else if name.len() > 63 {
+        messages.push("name part must be no more than 63 bytes".to_string());
+    }
+    messages.extend(when(!is_name_part(name), NAME_PART));
+    messages
+}
+
+pub fn label_value(s: &str) -> Messages {
+    let mut messages = when(s.len() > 63, "must be no more than 63 bytes");
+    messages.extend(when(!s.is_empty() && !is_name_part(s), LABEL_VALUE));
+    messages
+}
+
+/// Keys of ConfigMaps and Secrets.
+pub fn config_key(s: &str) -> Messages {
+    let mut messages = when(s.len() > 253, "must be no more than 253 bytes");
+    let charset = !s.is_empty() && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'));
+    if !charset {
+        messages.push(CONFIG_KEY.to_string());
+    } else if s == "." || s == ".." {
+        messages.push(format!("must not be '{s}'"));
+    } else if s.starts_with("..") {
+        messages.push("must not start with '..'".to_string());
+    }
+    messages
+}
+
+pub fn env_name(s: &str) -> Messages {
+    when(s.is_empty() || !s.bytes().all(|c| (b' '..=b'~').contains(&c) && c != b'='), ENV_NAME)
+}
+
+pub fn http_header(s: &str) -> Messages {
+    when(s.is_empty() || !s.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-'), HTTP_HEADER)
+}
+
+/// IANA service name: what named ports are called.
+pub fn port_name(s: &str) -> Messages {
+    let mut messages = when(s.len() > 15, "must be no more than 15 characters");
+    if !s.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-') {
+        messages.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_string());
+    }
+    messages.extend(when(!s.bytes().any(|c| c.is_ascii_lowercase()), "must contain at least one letter (a-z)"));
+    messages.extend(when(s.contains("--"), "must not contain consecutive hyphens"));
+    messages.extend(when(s.starts_with('-') || s.ends_with('-'), "must not begin or end with a hyphen"));
+    messages
+}
+
+pub fn port_number(n: i64) -> Messages {
+    between(n, 1, 65535)
+}
+
+pub fn between(n: i64, low: i64, high: i64) -> Messages {
+    when(n < low || n > high, format!("must be between {low} and {high}, inclusive"))
+}
+
+pub fn ip(s: &str) -> Messages {
+    when(parse_ip(s).is_none(), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+}
+
+/// An address as Go's parser takes it: no leading zeros, no zone.
+pub fn parse_ip(s: &str) -> Option<std::net::IpAddr> {
+    s.parse().ok()
+}
+
+/// Appends one Invalid per message.
+pub fn invalid(errors: &mut Vec<FieldError>, field: &str, value: &str, messages: Messages) {
+    errors.extend(messages.into_iter().map(|m| FieldError::invalid(field, value, m)));
+}
+
+/// Appends Invalid for a number.
+pub fn invalid_number(errors: &mut Vec<FieldError>, field: &str, value: i64, messages: Messages) {
+    errors.extend(messages.into_iter().map(|m| FieldError::invalid(field, value, m)));
+}
+
+/// `field: Unsupported value` unless `value` is one of `supported`.
+pub fn one_of(errors: &mut Vec<FieldError>, field: &str, value: &str, supported: &[&str]) {
+    if !supported.contains(&value) {
+        errors.push(FieldError::not_supported(field, value, supported));
+    }
+}
+
+/// `must be greater than or equal to 0`.
+pub fn non_negative(errors: &mut Vec<FieldError>, field: &str, value: i64) {
+    if value < 0 {
+        errors.push(FieldError::invalid(field, value, "must be greater than or equal to 0"));
+    }
+}
+
+/// Refuses any difference.
+pub fn immutable(errors: &mut Vec<FieldError>, field: &str, new: Option<&Value>, old: Option<&Value>) {
+    let (new, old) = (new.filter(|v| !v.is_null()), old.filter(|v| !v.is_null()));
+    if new != old {
+        errors.push(FieldError::invalid(field, new.cloned().unwrap_or_default(), IMMUTABLE));
+    }
+}
+
+/// A map of labels.
+pub fn labels(errors: &mut Vec<FieldError>, field: &str, labels: Option<&Value>) {
+    for (key, value) in labels.and_then(Value::as_map).into_iter().flat_map(|m| m.iter()) {
+        invalid(errors, field, key, qualified_name(key));
+        let value = value.as_str().unwrap_or("");
+        invalid(errors, field, value, label_value(value));
+    }
+}
+
+pub fn annotations(errors: &mut Vec<FieldError>, field: &str, annotations: Option<&Value>) {
+    let mut bytes = 0;
+    for (key, value) in annotations.and_then(Value::as_map).into_iter().flat_map(|m| m.iter()) {
+        invalid(errors, field, key, qualified_name(&key.to_lowercase()));
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > ANNOTATIONS_BYTES_MAX {
+        errors.push(FieldError::too_long(field, ANNOTATIONS_BYTES_MAX));
+    }
+}
+
+/// A `metav1.LabelSelector`; `None` counts as valid.
+pub fn label_selector(errors: &mut Vec<FieldError>, field: &str, selector: Option<&Value>) {
+    let Some(selector) = selector else { return };
+    labels(errors, &format!("{field}.matchLabels"), selector.at(&["matchLabels"]));
+    for (i, requirement) in selector.list_at(&["matchExpressions"]).iter().enumerate() {
+        let at = format!("{field}.matchExpressions[{i}]");
+        let values = requirement.list_at(&["values"]);
+        match requirement.str_at(&["operator"]) {
+            "In" | "NotIn" => {
+                if values.is_empty() {
+                    errors.push(FieldError::required(format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+                }
+            }
+            "Exists" | "DoesNotExist" => {
+                if !values.is_empty() {
+                    let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    errors.push(FieldError::forbidden(format!("{at}.values"), why));
+                }
+            }
+            other => errors.push(FieldError::invalid(format!("{at}.operator"), other, "not a valid selector operator")),
+        }
+        let key = requirement.str_at(&["key"]);
+        invalid(errors, &format!("{at}.key"), key, qualified_name(key));
+        for (n, value) in values.iter().enumerate() {
+            let value = value.as_str().unwrap_or("");
+            invalid(errors, &format!("{at}.values[{n}]"), value, label_value(value));
+        }
+    }
+}
+
+/// The messages a kind's rule has for a name.
+pub fn name(rule: NameRule, name: &str, is_prefix: bool) -> Messages {
+    // A prefix may end in a dash or dot: the random suffix follows.
+    let masked = match name.strip_suffix(['-', '.']) {
+        Some(head) if is_prefix => format!("{head}a"),
+        Some(_) | None => name.to_string(),
+    };
+    match rule {
+        NameRule::Subdomain => subdomain(&masked),
+        NameRule::Label => label(&masked),
+        NameRule::Label1035 => label_1035(&masked),
+        NameRule::PathSegment => path_segment(name, is_prefix),
+        NameRule::Custom(check) => check(name, is_prefix),
+    }
+}
+
+/// `ObjectMeta` of an object as it will be stored.
+pub fn metadata(object: &Value, rule: NameRule, namespaced: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let empty = Value::map();
+    let meta = object.get("metadata").unwrap_or(&empty);
+    let generate = meta.str_at(&["generateName"]);
+    if !generate.is_empty() {
+        invalid(&mut errors, "metadata.generateName", generate, name(rule, generate, true));
+    }
+    match meta.str_at(&["name"]) {
+        "" => errors.push(FieldError::required("metadata.name", "name or generateName is required")),
+        own => invalid(&mut errors, "metadata.name", own, name(rule, own, false)),
+    }
+    match (meta.str_at(&["namespace"]), namespaced) {
+        ("", true) => errors.push(FieldError::required("metadata.namespace", "")),
+        ("", false) => {}
+        (namespace, true) => invalid(&mut errors, "metadata.namespace", namespace, label(namespace)),
+        (_, false) => errors.push(FieldError::forbidden("metadata.namespace", "not allowed on this type")),
+    }
+    labels(&mut errors, "metadata.labels", meta.at(&["labels"]));
+    annotations(&mut errors, "metadata.annotations", meta.at(&["annotations"]));
+    owner_references(&mut errors, meta.list_at(&["ownerReferences"]));
+    finalizers(&mut errors, meta.list_at(&["finalizers"]));
+    errors
+}
+
+fn owner_references(errors: &mut Vec<FieldError>, owners: &[Value]) {
+    const FIELD: &str = "metadata.ownerReferences";
+    let mut controller: Option<String> = None;
+    for owner in owners {
+        let text = |key: &str| owner.str_at(&[key]);
+        let version = text("apiVersion").rsplit('/').next().unwrap_or("");
+        if version.is_empty() {
+            errors.push(FieldError::invalid(format!("{FIELD}.apiVersion"), text("apiVersion"), "version must not be empty"));
+        }
+        for key in ["kind", "name", "uid"] {
+            if text(key).is_empty() {
+                errors.push(FieldError::invalid(format!("{FIELD}.{key}"), "", "must not be empty"));
+            }
+        }
+        if text("apiVersion") == "v1" && text("kind") == "Event" {
+            errors.push(FieldError::invalid(FIELD, owner.clone(), "/v1, Kind=Event is disallowed from being an owner"));
+        }
+        if owner.bool_at(&["controller"]) {
+            let this = format!("{}/{}", text("kind"), text("name"));
+            match &controller {
+                None => controller = Some(this),
+                Some(first) => {
+                    let why =
+                        format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}");
+                    errors.push(FieldError::invalid(FIELD, owners.to_vec(), why));
+                }
+            }
+        }
+    }
+}
+
+fn finalizers(errors: &mut Vec<FieldError>, finalizers: &[Value]) {
+    const FIELD: &str = "metadata.finalizers";
+    let names: Vec<&str> = finalizers.iter().filter_map(Value::as_str).collect();
+    for (i, name) in names.iter().enumerate() {
+        let at = format!("{FIELD}[{i}]");
+        invalid(errors, &at, name, qualified_name(name));
+        if !name.contains('/') && !matches!(*name, "orphan" | "foregroundDeletion" | "kubernetes") {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(FieldError::invalid(at, *name, why));
+        }
+    }
+    if names.contains(&"orphan") && names.contains(&"foregroundDeletion") {
+        let why = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.push(FieldError::invalid(FIELD, finalizers.to_vec(), why));
+    }
+}
+
+/// What may not change in `ObjectMeta`. Name, namespace and uid were compared before this, with errors of their own.
+pub fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for key in ["name", "namespace", "uid", "creationTimestamp"] {
+        let path = ["metadata", key];
+        immutable(&mut errors, &format!("metadata.{key}"), new.at(&path), old.at(&path));
+    }
+    if old.at(&["metadata", "deletionTimestamp"]).is_some() {
+        let had = old.list_at(&["metadata", "finalizers"]);
+        let added: Vec<String> =
+            new.list_at(&["metadata", "finalizers"]).iter().filter(|f| !had.contains(f)).map(|f| format!("{f}")).collect();
+        if !added.is_empty() {
+            let list = added.join(", ");
+            let why =
+                format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}");
+            errors.push(FieldError::forbidden("metadata.finalizers", why));
+        }
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value;
+
+    #[test]
+    fn names() {
+        let ok: &[(&str, fn(&str) -> Messages)] = &[
+            ("a.b-c.1", subdomain),
+            ("a-1", label),
+            ("a-1", label_1035),
+            ("example.com/My_name.1", qualified_name),
+            ("", label_value),
+            ("a_b", label_value),
+            ("k.e-y", config_key),
+            ("A B", env_name),
+            ("http", port_name),
+            ("10.0.0.1", ip),
+            ("::1", ip),
+        ];
+        for (text, check) in ok {
+            assert_eq!(check(text), Messages::new(), "{text}");
+        }
+        let bad: &[(&str, fn(&str) -> Messages, &str)] = &[
+            ("A", subdomain, SUBDOMAIN),
+            ("a..b", subdomain, SUBDOMAIN),
+            ("a.b", label, "must not contain dots"),
+            ("-a", label, LABEL),
+            ("1a", label_1035, LABEL_1035),
+            ("a/b/c", qualified_name, LABEL_KEY),
+            ("/a", qualified_name, "prefix part must be non-empty"),
+            ("a b", label_value, LABEL_VALUE),
+            ("..a", config_key, "must not start with '..'"),
+            ("a=b", env_name, ENV_NAME),
+            ("80", port_name, "must contain at least one letter (a-z)"),
+            ("010.0.0.1", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+        ];
+        for (text, check, want) in bad {
+            assert_eq!(check(text).first().map(String::as_str), Some(*want), "{text}");
+        }
+    }
+
+    #[test]
+    fn object_metadata() {
+        let texts = |object: &Value| metadata(object, NameRule::Subdomain, true).iter().map(FieldError::to_string).collect::<Vec<_>>();
+        let fine = value!({"metadata": {"name": "a", "namespace": "n", "labels": {"a": "b"}, "finalizers": ["example.com/f"]}});
+        assert_eq!(texts(&fine), Vec::<String>::new());
+        let bad = value!({"metadata": {"namespace": "n", "finalizers": ["x"], "ownerReferences": [{"apiVersion": "v1", "name": "p", "uid": "u"}]}});
+        assert_eq!(
+            texts(&bad),
+            [
+                "metadata.name: Required value: name or generateName is required",
+                "metadata.ownerReferences.kind: Invalid value: \"\": must not be empty",
+                "metadata.finalizers[0]: Invalid value: \"x\": name is neither a standard finalizer name nor is it fully qualified",
+            ]
+        );
+        let prefix = value!({"metadata": {"generateName": "a-", "name": "a-x", "namespace": "n"}});
+        assert_eq!(texts(&prefix), Vec::<String>::new());
+    }
+}

@@ -1,1 +1,28 @@
-//! The ordered table of admission plugins.
+//! Admission: the ordered table of plugins between decoding and storing.
+//!
+//! Each plugin is one file: it looks at the request and the applied state, and changes the object, refuses, or adds writes
+//! to the batch. The order is upstream's.
+
+pub mod default_tolerations;
+pub mod namespace_lifecycle;
+pub mod node_restriction;
+pub mod priority;
+pub mod service_account;
+pub mod taint_nodes;
+
+use std::sync::Arc;
+
+use crate::server::auth::Auth;
+use crate::server::strategy::Plugin;
+
+/// All plugins, in order.
+pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
+    vec![
+        Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(service_account::ServiceAccount),
+        Box::new(node_restriction::NodeRestriction),
+        Box::new(taint_nodes::TaintNodesByCondition),
+        Box::new(priority::Priority),
+        Box::new(default_tolerations::DefaultTolerationSeconds),
+    ]
+}

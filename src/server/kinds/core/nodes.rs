@@ -1,0 +1,182 @@
+//! Nodes.
+
+use crate::api::resource::{self, Resource};
+use crate::api::status::{FieldError, Result};
+use crate::api::time::Time;
+use crate::api::value::Value;
+use crate::server::kinds::none;
+use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_status_update, restore};
+use crate::server::{table, validation};
+
+pub struct Nodes;
+
+const COLUMNS: &[Column] = &[
+    Column::NAME,
+    Column::new("Status", "string"),
+    Column::new("Roles", "string"),
+    Column::AGE,
+    Column::new("Version", "string"),
+    Column::wide("Internal-IP", "string"),
+    Column::wide("External-IP", "string"),
+    Column::wide("OS-Image", "string"),
+    Column::wide("Kernel-Version", "string"),
+    Column::wide("Container-Runtime", "string"),
+];
+
+impl Strategy for Nodes {
+    fn resource(&self) -> &'static Resource {
+        &resource::NODES
+    }
+    fn default(&self, object: &mut Value) {
+        let capacity = object.at(&["status", "capacity"]).cloned();
+        if let (Some(capacity), None) = (capacity, object.at(&["status", "allocatable"])) {
+            object.set(&["status", "allocatable"], capacity);
+        }
+        pod_cidrs(object);
+    }
+    /// A kubelet registers with its status: it is kept.
+    fn prepare_create(&self, _: &Context, _: &mut Value) -> Result<()> {
+        Ok(())
+    }
+    fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        restore(new, old, "status");
+        Ok(())
+    }
+    fn prepare_status_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        begin_status_update(new, old);
+        Ok(())
+    }
+    fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        taints(&mut errors, object);
+        for (i, cidr) in object.list_at(&["spec", "podCIDRs"]).iter().enumerate() {
+            let cidr = cidr.as_str().unwrap_or("");
+            if cidr.parse::<crate::api::cidr::Cidr>().is_err() {
+                let why = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+                errors.push(FieldError::invalid(format!("spec.podCIDRs[{i}]"), cidr, why));
+            }
+        }
+        errors
+    }
+    fn validate_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        taints(&mut errors, new);
+        let changed = |key: &str| {
+            let (was, is) = (old.at(&["spec", key]), new.at(&["spec", key]));
+            was.is_some() && was != is
+        };
+        for (key, path, shown) in [("podCIDRs", "spec.podCIDRs", "podCIDR"), ("providerID", "spec.providerID", "providerID")] {
+            if changed(key) {
+                let why = format!("node updates may not change {shown} except from \"\" to valid");
+                errors.push(FieldError::forbidden(path, why));
+            }
+        }
+        errors
+    }
+    fn has_generation(&self) -> bool {
+        false
+    }
+    fn columns(&self) -> &'static [Column] {
+        COLUMNS
+    }
+    fn row(&self, object: &Value, now: Time) -> Vec<Value> {
+        let info = |key: &str| {
+            let text = object.str_at(&["status", "nodeInfo", key]);
+            Value::from(if text.is_empty() { "<unknown>" } else { text })
+        };
+        vec![
+            object.str_at(&["metadata", "name"]).into(),
+            status(object).into(),
+            roles(object).into(),
+            table::age(object, now).into(),
+            object.str_at(&["status", "nodeInfo", "kubeletVersion"]).into(),
+            address(object, "InternalIP").into(),
+            address(object, "ExternalIP").into(),
+            info("osImage"),
+            info("kernelVersion"),
+            info("containerRuntimeVersion"),
+        ]
+    }
+    fn selectable(&self, _: &'static Resource) -> &'static [Selectable] {
+        const { &[Selectable { label: "spec.unschedulable", path: &["spec", "unschedulable"], absent: "false" }] }
+    }
+}
+
+/// `podCIDR` is the first of `podCIDRs`, whichever was given.
+fn pod_cidrs(node: &mut Value) {
+    let one = node.str_at(&["spec", "podCIDR"]).to_string();
+    let first = node.list_at(&["spec", "podCIDRs"]).first().map(|c| c.as_str().unwrap_or("").to_string());
+    match first {
+        Some(first) if one.is_empty() => node.set(&["spec", "podCIDR"], first),
+        None if !one.is_empty() => node.set(&["spec", "podCIDRs"], vec![one]),
+        Some(_) | None => {}
+    }
+}
+
+fn status(node: &Value) -> String {
+    let ready = node.list_at(&["status", "conditions"]).iter().find(|c| c.str_at(&["type"]) == "Ready");
+    let word = match ready.map(|c| c.str_at(&["status"])) {
+        Some("True") => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    };
+    if node.bool_at(&["spec", "unschedulable"]) { format!("{word},SchedulingDisabled") } else { word.to_string() }
+}
+
+fn roles(node: &Value) -> String {
+    let labels = node.map_at(&["metadata", "labels"]).into_iter().flat_map(|m| m.iter());
+    let mut roles: Vec<String> = labels
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some(role) if !role.is_empty() => Some(role.to_string()),
+            Some(_) => None,
+            None if key == "kubernetes.io/role" => value.as_str().filter(|v| !v.is_empty()).map(str::to_string),
+            None => None,
+        })
+        .collect();
+    roles.sort();
+    roles.dedup();
+    none(&roles.join(","))
+}
+
+fn address(node: &Value, kind: &str) -> String {
+    let found = node.list_at(&["status", "addresses"]).iter().find(|a| a.str_at(&["type"]) == kind);
+    none(found.map_or("", |a| a.str_at(&["address"])))
+}
+
+/// Upstream calls them `metadata.taints`.
+fn taints(errors: &mut Vec<FieldError>, node: &Value) {
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (i, taint) in node.list_at(&["spec", "taints"]).iter().enumerate() {
+        let at = format!("metadata.taints[{i}]");
+        let (key, value, effect) = (taint.str_at(&["key"]), taint.str_at(&["value"]), taint.str_at(&["effect"]));
+        validation::invalid(errors, &format!("{at}.key"), key, validation::qualified_name(key));
+        validation::invalid(errors, &format!("{at}.value"), value, validation::label_value(value));
+        match effect {
+            "" => errors.push(FieldError::required(format!("{at}.effect"), "")),
+            _ => validation::one_of(errors, &format!("{at}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+        }
+        if seen.contains(&(key, effect)) {
+            let mut error = FieldError::duplicate(at, taint.clone());
+            error.detail = "taints must be unique by key and effect pair".to_string();
+            errors.push(error);
+        }
+        seen.push((key, effect));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value;
+
+    #[test]
+    fn what_kubectl_shows() {
+        let node = value!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": "", "kubernetes.io/role": "edge"}},
+            "spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}],
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
+        assert_eq!(status(&node), "Ready,SchedulingDisabled");
+        assert_eq!(roles(&node), "control-plane,edge");
+        assert_eq!(address(&node, "InternalIP"), "192.0.2.1");
+        assert_eq!(address(&node, "ExternalIP"), "<none>");
+    }
+}
