@@ -28,3 +28,11 @@ pub mod runtime;
 pub mod net;
 
 pub mod agent;
+
+pub mod overview;
+
+pub mod run;
+
+pub mod trial;
+
+pub mod cli;
