@@ -16,7 +16,11 @@ pub mod negotiate;
 
 pub mod http;
 
+mod nonresource;
+
 pub mod table;
+
+pub mod encode;
 
 pub mod discovery;
 

@@ -7,7 +7,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use futures_util::FutureExt;
 use tokio::sync::Semaphore;
@@ -16,7 +16,7 @@ use tracing::error;
 use crate::api::client::{Future, Transport};
 use crate::api::object::Object;
 use crate::api::request::{Outcome, Request, Response, Verb};
-use crate::api::resource::Resource;
+use crate::api::resource::{self, Resource};
 use crate::api::status::{Result, Status};
 use crate::api::time::Clock;
 use crate::api::value::Value;
@@ -24,6 +24,7 @@ use crate::store::Store;
 
 use super::auth::{Attributes, Auth};
 use super::registry::{Reader, Registry};
+use super::verbs::watch::FramedEvents;
 use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
 
 /// Watches open at the same time, over all clients.
@@ -41,6 +42,7 @@ pub struct Pipeline {
     pub(super) watches: Arc<Semaphore>,
     this: Weak<Pipeline>,
     served: AtomicU64,
+    flow: OnceLock<(String, String)>,
 }
 
 /// What a pipeline is made of.
@@ -68,6 +70,7 @@ impl Pipeline {
                 watches: Arc::new(Semaphore::new(WATCHES_MAX)),
                 this: this.clone(),
                 served: AtomicU64::new(0),
+                flow: OnceLock::new(),
             }
         })
     }
@@ -122,6 +125,37 @@ impl Pipeline {
     async fn authorized(&self, request: Request, warnings: &mut Vec<String>) -> Result<Outcome> {
         self.auth.require(&request.user, &Attributes::of(&request, "get"))?;
         self.dispatch(request, warnings).await
+    }
+
+    /// A watch whose events come with a place for their frames.
+    pub(super) fn serve_watch(&self, request: Request) -> Result<FramedEvents> {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        self.auth.require(&request.user, &Attributes::of(&request, "get"))?;
+        self.watch_framed(request)
+    }
+
+    /// The plugins' say on exec, attach, port-forward and proxy; the caller has authorized.
+    pub(super) fn admit_connect(&self, request: &Request) -> Result<()> {
+        let context = self.context(Operation::Connect, request);
+        self.admit_validating(&context, &Value::Null, None)
+    }
+
+    /// UIDs of the flow schema and priority level requests pass under.
+    pub(super) fn flow(&self) -> (String, String) {
+        let uid = |resource, name| self.access.get(resource, "", name).map_or_else(String::new, |o: Object| o.uid().to_string());
+        if let Some(found) = self.flow.get() {
+            return found.clone();
+        }
+        let found = (uid(&resource::FLOWSCHEMAS, "catch-all"), uid(&resource::PRIORITYLEVELCONFIGURATIONS, "catch-all"));
+        if !found.0.is_empty() && !found.1.is_empty() {
+            let _ = self.flow.set(found.clone());
+        }
+        found
+    }
+
+    /// Whether the store still takes writes, as far as one can tell without writing.
+    pub(super) fn store_works(&self) -> bool {
+        self.store.revision() > 0
     }
 
     async fn dispatch(&self, request: Request, warnings: &mut Vec<String>) -> Result<Outcome> {

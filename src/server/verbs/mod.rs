@@ -6,7 +6,7 @@ mod get;
 mod list;
 mod scale;
 mod update;
-mod watch;
+pub(in crate::server) mod watch;
 
 use bytes::Bytes;
 
@@ -21,6 +21,7 @@ use crate::store::{self, Batch, Check, Expect, Put};
 
 use super::registry::Row;
 use super::strategy::{Context, Effect, Strategy};
+use super::validation;
 
 /// How often a write is tried anew when others get in between.
 const ATTEMPTS_MAX: usize = 64;
@@ -320,6 +321,7 @@ fn store_error(error: store::Error) -> Status {
         store::Error::Compacted { .. } => Status::expired("The resourceVersion for the provided list is too old."),
         store::Error::TooLarge => Status::new(413, "RequestEntityTooLarge", "Request entity too large: the object is too large to be stored"),
         store::Error::Busy => Status::too_many_requests("the store is busy, please try again later", 1),
+        store::Error::Future { requested, current } => list::Position::from_the_future(requested, current),
         store::Error::NoSpace => Status::new(507, "", "the store is full"),
         other => Status::internal(other),
     }
@@ -344,10 +346,10 @@ fn put_batch(strategy: &dyn Strategy, key: Bytes, expect: Expect, object: &Objec
 
 /// What is wrong with a new object's metadata.
 fn metadata_errors(row: &Row, value: &Value) -> Vec<FieldError> {
-    validation::metadata(value, row.resource.namespaced, row.strategy.name_rule())
+    validation::metadata(value, row.strategy.name_rule(), row.resource.namespaced)
 }
 
 /// What is wrong with the change of an object's metadata.
-fn metadata_update_errors(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
-    validation::metadata_update(new, old, row.resource.namespaced)
+fn metadata_update_errors(_row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
+    validation::metadata_update(new, old)
 }

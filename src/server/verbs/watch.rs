@@ -3,10 +3,12 @@
 //! Nothing is queued here: events wait in the store's ring, and a reader too slow for the ring gets a 410 and has to list again.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
@@ -14,7 +16,7 @@ use crate::api::object::Object;
 use crate::api::request::{Event, Events, Request};
 use crate::api::resource::Resource;
 use crate::api::status::{Result, Status};
-use crate::store::{self, Range, StoreEvent, Watcher};
+use crate::store::{self, Frames, Range, StoreEvent, Watcher};
 
 use super::list::{Filter, Position, check_list_options};
 use crate::server::pipeline::Pipeline;
@@ -34,7 +36,7 @@ struct Stream {
     storage: &'static Resource,
     filter: Filter,
     /// Ready to be sent, in order; filled from one batch of the store at a time.
-    ready: VecDeque<Event>,
+    ready: VecDeque<Framed>,
     watcher: Option<Watcher>,
     /// The revision everything sent so far amounts to.
     seen: u64,
@@ -46,8 +48,28 @@ struct Stream {
     _permit: OwnedSemaphorePermit,
 }
 
+/// An event and, where it came out of the store as it is, the place its encodings are kept.
+pub(in crate::server) struct Framed {
+    pub event: Event,
+    pub frames: Option<Arc<Frames>>,
+}
+
+impl From<Event> for Framed {
+    fn from(event: Event) -> Framed {
+        Framed { event, frames: None }
+    }
+}
+
+pub(in crate::server) type FramedEvents = Pin<Box<dyn futures_util::Stream<Item = Framed> + Send>>;
+
 impl Pipeline {
     pub(in crate::server) fn watch(&self, request: Request) -> Result<Events> {
+        let framed = self.watch_framed(request)?;
+        Ok(Box::pin(framed.map(|f| f.event)))
+    }
+
+    /// The same with frames: for the HTTP front end.
+    pub(in crate::server) fn watch_framed(&self, request: Request) -> Result<FramedEvents> {
         let row = self.registry.row(request.resource);
         check_list_options(&request.options, true)?;
         let filter = Filter::new(row, &request)?;
@@ -62,7 +84,7 @@ impl Pipeline {
         let deadline = now + lasts;
         let (ready, watcher, seen) = match started {
             Start::Live { ready, watcher, seen } => (ready, Some(watcher), seen),
-            Start::Failed(status) => (VecDeque::from([Event::Error(status)]), None, 0),
+            Start::Failed(status) => (VecDeque::from([Event::Error(status).into()]), None, 0),
             Start::Future { revision, complete } => return Ok(self.future(revision, complete, deadline, permit)),
         };
         let next_bookmark = now + BOOKMARK_EVERY;
@@ -95,9 +117,9 @@ impl Pipeline {
             };
             seen = page.revision;
             let entries = page.entries.iter().filter(|e| filter.matches_key(&e.key));
-            ready = entries.map(|e| Reader::object(row.storage, e)).filter(|o| filter.matches(o)).map(Event::Added).collect();
+            ready = entries.map(|e| Reader::object(row.storage, e)).filter(|o| filter.matches(o)).map(|o| Event::Added(o).into()).collect();
             if initial == Some(true) && request.options.allow_watch_bookmarks {
-                ready.push_back(Event::Bookmark { revision: seen, initial_end: true });
+                ready.push_back(Event::Bookmark { revision: seen, initial_end: true }.into());
             }
         }
         match self.store.watch(&prefix, seen) {
@@ -107,19 +129,19 @@ impl Pipeline {
     }
 
     /// A revision nobody has been given yet: nothing happens, except that a promise of a complete start is taken back.
-    fn future(&self, revision: u64, complete: bool, deadline: Instant, permit: OwnedSemaphorePermit) -> Events {
+    fn future(&self, revision: u64, complete: bool, deadline: Instant, permit: OwnedSemaphorePermit) -> FramedEvents {
         let current = self.store.revision();
         Box::pin(stream::unfold(Some(permit), move |permit| async move {
             let _permit = permit?;
             let until = if complete { deadline.min(Instant::now() + FUTURE_WAIT) } else { deadline };
             tokio::time::sleep_until(until).await;
-            complete.then(|| (Event::Error(Position::from_the_future(revision, current)), None))
+            complete.then(|| (Event::Error(Position::from_the_future(revision, current)).into(), None))
         }))
     }
 }
 
 enum Start {
-    Live { ready: VecDeque<Event>, watcher: Watcher, seen: u64 },
+    Live { ready: VecDeque<Framed>, watcher: Watcher, seen: u64 },
     Failed(Status),
     Future { revision: u64, complete: bool },
 }
@@ -139,7 +161,7 @@ fn watch_error(error: store::Error) -> Status {
 
 impl Stream {
     /// The next event; `None` ends the watch.
-    async fn next(&mut self) -> Option<Event> {
+    async fn next(&mut self) -> Option<Framed> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
@@ -154,10 +176,10 @@ impl Stream {
                 Ok(Ok(events)) => self.take(events),
                 Ok(Err(error)) => {
                     self.watcher = None;
-                    return Some(Event::Error(watch_error(error)));
+                    return Some(Event::Error(watch_error(error)).into());
                 }
                 Err(_) if Instant::now() >= self.deadline => return None,
-                Err(_) => return Some(self.bookmark(last_call)),
+                Err(_) => return Some(self.bookmark(last_call).into()),
             }
         }
     }
@@ -182,17 +204,18 @@ impl Stream {
 }
 
 /// What an event in the store is to someone who sees only what the filter lets pass.
-fn translate(storage: &'static Resource, filter: &Filter, event: StoreEvent) -> Option<Event> {
+fn translate(storage: &'static Resource, filter: &Filter, event: StoreEvent) -> Option<Framed> {
     let object = |bytes: Bytes, revision: u64| Object { resource: storage, bytes, revision };
     let new = event.value.map(|v| object(v, event.revision));
     // Of the old object only a deletion shows anything, and that with the revision of the event.
     let old = event.previous.map(|p| object(p.value, event.revision));
     let all = filter.is_everything();
     let (new, old) = (new.filter(|o| all || filter.matches(o)), old.filter(|o| all || filter.matches(o)));
-    match (old, new) {
-        (None, Some(new)) => Some(Event::Added(new)),
-        (Some(_), Some(new)) => Some(Event::Modified(new)),
-        (Some(old), None) => Some(Event::Deleted(old)),
-        (None, None) => None,
-    }
+    let translated = match (old, new) {
+        (None, Some(new)) => Event::Added(new),
+        (Some(_), Some(new)) => Event::Modified(new),
+        (Some(old), None) => Event::Deleted(old),
+        (None, None) => return None,
+    };
+    Some(Framed { event: translated, frames: Some(event.frames) })
 }
