@@ -6,11 +6,12 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -19,7 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::api::request::{self, Body, Outcome, User, Verb};
 use crate::api::status::{Result, Status};
@@ -94,7 +95,7 @@ impl Front {
         let caller = Arc::new(Caller { peer, user: OnceLock::new() });
         let service = service_fn(move |request: Request<Incoming>| {
             let (front, caller) = (self.clone(), caller.clone());
-            async move { Ok::<_, Infallible>(front.answer(request, &caller).await) }
+            async move { Ok::<_, Infallible>(front.caught(request, &caller).await) }
         });
         let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_READ_TIMEOUT).max_buf_size(HEADER_BYTES_MAX);
@@ -124,6 +125,15 @@ impl Front {
     /// One request without a connection under it (no upgrades): for tests.
     pub async fn handle(&self, request: Request<Full<Bytes>>, peer: Peer) -> Response<ResponseBody> {
         self.answer(request, &Caller { peer, user: OnceLock::new() }).await
+    }
+
+    /// A panic outside the pipeline (which catches its own) is a 500, too, not the end of the process.
+    async fn caught(&self, request: Request<Incoming>, caller: &Caller) -> Response<ResponseBody> {
+        let answered = AssertUnwindSafe(self.answer(request, caller)).catch_unwind().await;
+        answered.unwrap_or_else(|_| {
+            error!(remote = %caller.peer.remote, "answering a request panicked");
+            bytes_response(500, negotiate::MEDIA[0], encode::status(&Status::internal("the server panicked"), Encoding::Json), false)
+        })
     }
 
     async fn answer<B>(&self, request: Request<B>, caller: &Caller) -> Response<ResponseBody>
@@ -195,9 +205,6 @@ impl Front {
             return connected.map_err(Refused::from);
         }
         request.options = route::options(target.verb, query).map_err(Refused::flow)?;
-        if request.options.field_manager.is_none() && target.verb != Verb::Patch {
-            // The manager's default is what comes before the first slash of the user agent; apply wants it said.
-        }
         let kind = match target.verb {
             Verb::Watch => Kind::Watch,
             _ if is_bare(row, &info.subresource) => Kind::Bare,

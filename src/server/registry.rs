@@ -52,11 +52,9 @@ impl Row {
     }
 }
 
-type Key = (&'static str, &'static str, &'static str);
-
-/// All served rows. Immutable once made; custom resources will replace it whole.
+/// All served rows, by plural. Immutable once made; custom resources will replace it whole.
 pub struct Registry {
-    rows: HashMap<Key, Row>,
+    rows: HashMap<&'static str, Vec<Row>>,
 }
 
 impl Registry {
@@ -66,18 +64,17 @@ impl Registry {
             let row = strategy.resource();
             by_storage.insert((row.storage_group, row.plural), Arc::from(strategy));
         }
-        let mut rows = HashMap::new();
+        let mut rows: HashMap<&'static str, Vec<Row>> = HashMap::new();
         for resource in resource::ALL.iter().copied() {
             let storage = resource.storage();
             let strategy = by_storage.entry((resource.storage_group, resource.plural)).or_insert_with(|| Arc::new(SchemaOnly(storage)));
-            let row = Row { resource, storage, strategy: strategy.clone() };
-            rows.insert((resource.group, resource.version, resource.plural), row);
+            rows.entry(resource.plural).or_default().push(Row { resource, storage, strategy: strategy.clone() });
         }
         Registry { rows }
     }
 
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Row> {
-        self.rows.get(&(group, version, plural) as &(&str, &str, &str))
+        self.rows.get(plural)?.iter().find(|r| r.resource.group == group && r.resource.version == version)
     }
 
     /// The row of a served resource.
@@ -86,11 +83,11 @@ impl Registry {
     }
 
     pub fn has_group(&self, group: &str) -> bool {
-        self.rows.keys().any(|(g, _, _)| *g == group)
+        self.rows().any(|r| r.resource.group == group)
     }
 
-    pub fn strategies(&self) -> impl Iterator<Item = &Row> {
-        self.rows.values()
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values().flatten()
     }
 }
 
@@ -133,7 +130,7 @@ impl Access for Reader {
 
     fn list(&self, resource: &'static Resource, namespace: &str) -> Vec<Object> {
         let storage = resource.storage();
-        let range = Range { prefix: Bytes::from(Reader::prefix(storage, namespace)), after: None, at: None, limit: usize::MAX };
+        let range = Range { prefix: Bytes::from(Reader::prefix(storage, namespace)), after: None, at: None, limit: 0 };
         let page = self.store.range(range).map(|p| p.entries).unwrap_or_default();
         page.iter().map(|e| Reader::object(storage, e)).collect()
     }

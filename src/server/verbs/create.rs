@@ -97,7 +97,9 @@ impl Pipeline {
         strategy.default(&mut value);
         let generated = fill_system_metadata(context, &mut value);
         strategy.prepare_create(context, &mut value)?;
-        let mut errors = super::metadata_errors(row, &value);
+        // What is answered and not stored needs no name.
+        let is_stored = row.resource.verbs != ["create"];
+        let mut errors = if is_stored { super::metadata_errors(row, &value) } else { Vec::new() };
         errors.extend(strategy.validate(context, &value));
         if !errors.is_empty() {
             return Err(Status::invalid(row.resource, value.str_at(&["metadata", "name"]), &errors));

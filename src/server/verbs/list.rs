@@ -214,7 +214,7 @@ impl Pipeline {
         let first_after = after.clone();
         let chunk = if filter.is_everything() { limit } else { limit.max(CHUNK) };
         loop {
-            let range = Range { prefix: prefix.clone(), after: after.clone(), at, limit: chunk };
+            let range = Range { prefix: prefix.clone(), after: after.clone(), at, limit: if chunk == usize::MAX { 0 } else { chunk } };
             let page = self.store.range(range).map_err(|e| self.list_error(e, at, first_after.as_ref(), &prefix))?;
             let revision = at.unwrap_or(page.revision);
             at = Some(revision);
@@ -245,7 +245,7 @@ impl Pipeline {
 
     /// How many follow a page, at its revision.
     fn remaining(&self, prefix: &Bytes, after: Option<&Bytes>, revision: u64) -> Option<i64> {
-        let range = Range { prefix: prefix.clone(), after: after.cloned(), at: Some(revision), limit: usize::MAX };
+        let range = Range { prefix: prefix.clone(), after: after.cloned(), at: Some(revision), limit: 0 };
         self.store.range(range).ok().map(|p| p.entries.len() as i64)
     }
 

@@ -350,6 +350,9 @@ fn metadata_errors(row: &Row, value: &Value) -> Vec<FieldError> {
 }
 
 /// What is wrong with the change of an object's metadata.
-fn metadata_update_errors(_row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
-    validation::metadata_update(new, old)
+fn metadata_update_errors(new: &Value, old: &Value) -> Vec<FieldError> {
+    let mut errors = validation::metadata_update(new, old);
+    validation::labels(&mut errors, "metadata.labels", new.at(&["metadata", "labels"]));
+    validation::annotations(&mut errors, "metadata.annotations", new.at(&["metadata", "annotations"]));
+    errors
 }

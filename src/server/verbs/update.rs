@@ -140,7 +140,7 @@ impl Pipeline {
             "status" => strategy.prepare_status_update(context, &mut value, old)?,
             _ => strategy.prepare_subresource_update(context, &mut value, old)?,
         }
-        let mut errors = super::metadata_update_errors(row, &value, old);
+        let mut errors = super::metadata_update_errors(&value, old);
         errors.extend(match context.subresource.as_str() {
             "" | "scale" => strategy.validate_update(context, &value, old),
             _ if is_status => strategy.validate_status_update(context, &value, old),

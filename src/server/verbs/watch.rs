@@ -110,7 +110,7 @@ impl Pipeline {
         let mut ready = VecDeque::new();
         let mut seen = current;
         if wants_state {
-            let range = Range { prefix: prefix.clone(), after: None, at: None, limit: usize::MAX };
+            let range = Range { prefix: prefix.clone(), after: None, at: None, limit: 0 };
             let page = match self.store.range(range) {
                 Ok(page) => page,
                 Err(e) => return Start::Failed(watch_error(e)),
