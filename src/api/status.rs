@@ -26,6 +26,8 @@ pub struct Details {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: u32,
+    /// `metadata.continue` of the answer: where an expired list may go on.
+    pub continue_token: String,
 }
 
 /// One entry of `details.causes`.
@@ -67,6 +69,11 @@ impl Status {
 
     pub fn retry_after(mut self, seconds: u32) -> Status {
         self.details.get_or_insert_default().retry_after_seconds = seconds;
+        self
+    }
+
+    pub fn with_continue(mut self, token: impl Into<String>) -> Status {
+        self.details.get_or_insert_default().continue_token = token.into();
         self
     }
 
@@ -183,7 +190,13 @@ impl Status {
             v.set(&["reason"], self.reason);
         }
         if let Some(d) = &self.details {
-            v.set(&["details"], d.to_map());
+            if !d.continue_token.is_empty() {
+                v.set(&["metadata", "continue"], d.continue_token.as_str());
+            }
+            let details = d.to_map();
+            if d.continue_token.is_empty() || !details.is_empty() {
+                v.set(&["details"], details);
+            }
         }
         v
     }

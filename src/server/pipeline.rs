@@ -1,1 +1,233 @@
-//! The order every request passes.
+//! The order every request passes, whoever asks: authorize, then the verb, which decodes and defaults, admits, prepares,
+//! validates, admits again and stores.
+//!
+//! [`Pipeline`] is the [`Transport`] of in-process callers and what `http` calls; only warnings make a difference
+//! ([`Pipeline::serve`] returns them). A panic in a request is a 500. The verbs are in `verbs/`; the place managed fields will
+//! take is [`Pipeline::manage_fields`].
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use futures_util::FutureExt;
+use tokio::sync::Semaphore;
+use tracing::error;
+
+use crate::api::client::{Future, Transport};
+use crate::api::object::Object;
+use crate::api::request::{Outcome, Request, Response, Verb};
+use crate::api::resource::{self, Resource};
+use crate::api::status::{Result, Status};
+use crate::api::time::Clock;
+use crate::api::value::Value;
+use crate::store::Store;
+
+use super::auth::{Attributes, Auth};
+use super::registry::{Reader, Registry};
+use super::verbs::watch::FramedEvents;
+use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
+
+/// Watches open at the same time, over all clients.
+const WATCHES_MAX: usize = 20_000;
+
+/// Everything a request passes through.
+pub struct Pipeline {
+    pub(super) store: Store,
+    pub(super) registry: Registry,
+    pub(super) plugins: Vec<Box<dyn Plugin>>,
+    pub(super) auth: Arc<Auth>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) access: Arc<dyn Access>,
+    pub(super) watches: Arc<Semaphore>,
+    this: Weak<Pipeline>,
+    served: AtomicU64,
+    flow: OnceLock<(String, String)>,
+}
+
+/// What a pipeline is made of.
+pub struct Parts {
+    pub store: Store,
+    pub registry: Registry,
+    pub plugins: Vec<Box<dyn Plugin>>,
+    pub auth: Arc<Auth>,
+    pub cluster: Arc<Cluster>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Pipeline {
+    pub fn new(parts: Parts) -> Arc<Pipeline> {
+        Arc::new_cyclic(|this| {
+            let access: Arc<dyn Access> = Arc::new(Reader { store: parts.store.clone() });
+            Pipeline {
+                store: parts.store,
+                registry: parts.registry,
+                plugins: parts.plugins,
+                auth: parts.auth,
+                cluster: parts.cluster,
+                clock: parts.clock,
+                access,
+                watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+                this: this.clone(),
+                served: AtomicU64::new(0),
+                flow: OnceLock::new(),
+            }
+        })
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub fn auth(&self) -> &Arc<Auth> {
+        &self.auth
+    }
+
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
+    pub fn access(&self) -> &Arc<dyn Access> {
+        &self.access
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Requests passed so far.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    pub fn watches_open(&self) -> usize {
+        WATCHES_MAX - self.watches.available_permits()
+    }
+
+    /// One request with the texts for its `Warning` headers.
+    pub async fn serve(&self, request: Request) -> (Result<Outcome>, Vec<String>) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        let mut warnings = Vec::new();
+        let verb = request.verb;
+        let resource = request.resource;
+        let answered = AssertUnwindSafe(self.authorized(request, &mut warnings)).catch_unwind().await;
+        let outcome = answered.unwrap_or_else(|_| {
+            error!(?verb, %resource, "a request panicked");
+            Err(Status::new(500, "InternalError", "This request caused apiserver to panic. Look in the logs for details."))
+        });
+        (outcome, warnings)
+    }
+
+    async fn authorized(&self, request: Request, warnings: &mut Vec<String>) -> Result<Outcome> {
+        self.auth.require(&request.user, &Attributes::of(&request, "get"))?;
+        self.dispatch(request, warnings).await
+    }
+
+    /// A watch whose events come with a place for their frames.
+    pub(super) fn serve_watch(&self, request: Request) -> Result<FramedEvents> {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        self.auth.require(&request.user, &Attributes::of(&request, "get"))?;
+        self.watch_framed(request)
+    }
+
+    /// The plugins' say on exec, attach, port-forward and proxy; the caller has authorized.
+    pub(super) fn admit_connect(&self, request: &Request) -> Result<()> {
+        let context = self.context(Operation::Connect, request);
+        self.admit_validating(&context, &Value::Null, None)
+    }
+
+    /// UIDs of the flow schema and priority level requests pass under.
+    pub(super) fn flow(&self) -> (String, String) {
+        let uid = |resource, name| self.access.get(resource, "", name).map_or_else(String::new, |o: Object| o.uid().to_string());
+        if let Some(found) = self.flow.get() {
+            return found.clone();
+        }
+        let found = (uid(&resource::FLOWSCHEMAS, "catch-all"), uid(&resource::PRIORITYLEVELCONFIGURATIONS, "catch-all"));
+        if !found.0.is_empty() && !found.1.is_empty() {
+            let _ = self.flow.set(found.clone());
+        }
+        found
+    }
+
+    /// Whether the store still takes writes, as far as one can tell without writing.
+    pub(super) fn store_works(&self) -> bool {
+        self.store.revision() > 0
+    }
+
+    async fn dispatch(&self, request: Request, warnings: &mut Vec<String>) -> Result<Outcome> {
+        let unary = |response: Response| Outcome::Unary(response);
+        match (request.verb, request.subresource.as_str()) {
+            (Verb::Watch, _) => self.watch(request).map(Outcome::Watch),
+            (Verb::List, _) => self.list(&request).map(unary),
+            (Verb::Get, "scale") => self.get_scale(&request).map(unary),
+            (Verb::Get, _) => self.get(&request).map(unary),
+            (Verb::Create, "") => self.create(request, warnings).await.map(unary),
+            (Verb::Create, _) => self.create_sub(request, warnings).await.map(unary),
+            (Verb::Update, "scale") | (Verb::Patch, "scale") => self.update_scale(request, warnings).await.map(unary),
+            (Verb::Update, _) => self.update(request, warnings).await.map(unary),
+            (Verb::Patch, _) => self.patch(request, warnings).await.map(unary),
+            (Verb::Delete, _) => self.delete(request, warnings).await.map(unary),
+            (Verb::DeleteCollection, _) => self.delete_collection(request, warnings).await.map(unary),
+            (Verb::Connect, _) => Err(Status::bad_request("this request must be upgraded")),
+        }
+    }
+
+    pub(super) fn shared(&self) -> Arc<Pipeline> {
+        self.this.upgrade().expect("a request holds the pipeline")
+    }
+
+    /// A fresh context for one attempt at a request.
+    pub(super) fn context(&self, operation: Operation, request: &Request) -> Context {
+        let target = (request.namespace.clone(), request.name.clone(), request.subresource.clone());
+        let calls: Arc<dyn Calls> = self.this.upgrade().expect("a request holds the pipeline");
+        Context::new(
+            operation,
+            request.user.clone(),
+            request.resource,
+            target,
+            request.options.clone(),
+            self.clock.now(),
+            self.cluster.clone(),
+            self.access.clone(),
+            calls,
+        )
+    }
+
+    /// Server-side apply will track who owns which field here. Until then `metadata.managedFields` is stored as sent.
+    pub(super) fn manage_fields(&self, _context: &Context, _new: &mut Value, _old: Option<&Value>) {}
+
+    pub(super) fn admit_mutating(&self, context: &Context, object: &mut Value, old: Option<&Value>) -> Result<()> {
+        self.plugins.iter().try_for_each(|p| p.mutate(context, object, old))
+    }
+
+    pub(super) fn admit_validating(&self, context: &Context, object: &Value, old: Option<&Value>) -> Result<()> {
+        self.plugins.iter().try_for_each(|p| p.validate(context, object, old))
+    }
+}
+
+impl Transport for Pipeline {
+    fn call(&self, request: Request) -> Future<'_, Result<Outcome>> {
+        Box::pin(async move { self.serve(request).await.0 })
+    }
+}
+
+impl Calls for Pipeline {
+    fn modify<'a>(
+        &'a self,
+        context: &'a Context,
+        resource: &'static Resource,
+        namespace: &'a str,
+        name: &'a str,
+        change: &'a (dyn Fn(&mut Value) -> Result<()> + Send + Sync),
+    ) -> Future<'a, Result<Object>> {
+        Box::pin(self.modify_stored(context, resource, namespace, name, change))
+    }
+
+    fn transport(&self) -> Arc<dyn Transport> {
+        self.this.upgrade().expect("a request holds the pipeline")
+    }
+}

@@ -339,8 +339,6 @@ pub trait Strategy: Send + Sync {
     fn warnings(&self, context: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         Vec::new()
     }
-    /// Right before the answer is encoded from what was stored or read (upstream's decorator); rarely needed.
-    fn decorate(&self, object: &mut Value) {}
     /// Seconds after which the stored object goes away by itself: events.
     fn ttl_seconds(&self, object: &Value) -> Option<u32> {
         None

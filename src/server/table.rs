@@ -3,6 +3,64 @@
 use crate::api::time::Time;
 use crate::api::value::Value;
 
+use super::strategy::{Column, Strategy};
+
+/// What a row carries of its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Include {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+impl Include {
+    /// The `includeObject` parameter.
+    pub fn parse(text: &str) -> Include {
+        match text {
+            "None" => Include::None,
+            "Object" => Include::Object,
+            _ => Include::Metadata,
+        }
+    }
+}
+
+/// The empty Table of `version` of meta.k8s.io: rows go into `rows`.
+pub fn table(version: &str, metadata: Value, columns: Option<&[Column]>) -> Value {
+    let mut table = crate::value!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}")});
+    table.set(&["metadata"], metadata);
+    let definitions = columns.map(|c| c.iter().map(definition).collect::<Vec<Value>>());
+    table.set(&["columnDefinitions"], definitions.map_or(Value::Null, Value::List));
+    table.set(&["rows"], Value::List(Vec::new()));
+    table
+}
+
+fn definition(column: &Column) -> Value {
+    let priority = i64::from(column.priority);
+    crate::value!({"name": column.name, "type": column.type_, "format": column.format, "description": column.description, "priority": priority})
+}
+
+/// One row; `object` is a tree of the storage version for the cells, `shown` of the served one.
+pub fn row(strategy: &dyn Strategy, object: &Value, shown: &Value, include: Include, version: &str, now: Time) -> Value {
+    let mut row = Value::map();
+    row.set(&["cells"], Value::List(strategy.row(object, now)));
+    match include {
+        Include::None => {
+            row.set(&["object"], Value::Null);
+        }
+        Include::Metadata => row.set(&["object"], partial(shown, version)),
+        Include::Object => row.set(&["object"], shown.clone()),
+    }
+    row
+}
+
+/// `PartialObjectMetadata` of an object.
+pub fn partial(object: &Value, version: &str) -> Value {
+    let mut partial = crate::value!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}")});
+    partial.set(&["metadata"], object.get("metadata").cloned().unwrap_or_else(Value::map));
+    partial
+}
+
 /// Name and Age.
 pub fn default_row(object: &Value, now: Time) -> Vec<Value> {
     vec![object.str_at(&["metadata", "name"]).into(), age(object, now).into()]
@@ -40,4 +98,35 @@ pub fn duration(seconds: i64) -> String {
 
 fn pair(big: i64, big_unit: &str, small: i64, small_unit: &str) -> String {
     if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_print_as_kubectl_does() {
+        for (seconds, want) in [
+            (0, "0s"),
+            (-1, "0s"),
+            (-5, "<invalid>"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (599, "9m59s"),
+            (600, "10m"),
+            (10_800, "3h"),
+            (10_860, "3h1m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (180_000, "2d2h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_158_400, "2y1d"),
+            (252_288_000, "8y"),
+        ] {
+            assert_eq!(duration(seconds), want, "{seconds}");
+        }
+    }
 }

@@ -1,0 +1,328 @@
+//! PUT and PATCH of objects and of the subresources that speak the object's own kind: one read, decide, compare-and-swap loop.
+//!
+//! A request without a resourceVersion is done over when others get in between: patch, admission and validation included.
+//! What changes nothing writes nothing. An update that takes a deleting object's last finalizer removes the object.
+
+use crate::api::object::Object;
+use crate::api::request::{Body, PatchType, Request, Response};
+use crate::api::resource::Resource;
+use crate::api::status::{FieldError, Result, Status};
+use crate::api::value::Value;
+use crate::api::json;
+use crate::store::{Error, Expect, Written};
+
+use super::create::{empty_batch, not_acted_on};
+use super::{ATTEMPTS_MAX, add_effects, check_name, check_options, decode_object, dedup_owners, put_batch, settle_namespace, store_error};
+use crate::server::auth::Attributes;
+use crate::server::patch;
+use crate::server::pipeline::Pipeline;
+use crate::server::registry::{Reader, Row};
+use crate::server::strategy::{Context, Operation};
+
+/// A wanted new state: the tree in the storage version, and texts for warnings.
+pub(super) struct Wanted {
+    pub value: Value,
+    pub warnings: Vec<String>,
+}
+
+impl Pipeline {
+    pub(in crate::server) async fn update(&self, request: Request, warnings: &mut Vec<String>) -> Result<Response> {
+        check_options("UpdateOptions", &request.options, false)?;
+        let row = self.registry.row(request.resource);
+        let mut decoded = decode_object(row, &request.body, &request.options)?;
+        warnings.append(&mut decoded.warnings);
+        let mut value = decoded.value;
+        check_name(&request, &value)?;
+        settle_namespace(&request, &mut value)?;
+        row.strategy.to_storage(row.resource, &mut value)?;
+        value.set(&["apiVersion"], row.storage.api_version());
+        value.set(&["kind"], row.storage.kind);
+        if self.store.get(&row.storage.key(&request.namespace, &request.name)).is_none() {
+            return self.create_on_update(row, &request, value, warnings).await;
+        }
+        if value.str_at(&["metadata", "resourceVersion"]).is_empty() && !row.strategy.unconditional_update() {
+            let why = FieldError::invalid("metadata.resourceVersion", 0i64, "must be specified for an update");
+            return Err(Status::invalid(row.resource, &request.name, &[why]));
+        }
+        let expected_uid = value.str_at(&["metadata", "uid"]).to_string();
+        let make = |old: &Object| -> Result<Wanted> {
+            if !expected_uid.is_empty() && expected_uid != old.uid() {
+                return Err(wrong_uid(row, &request, &expected_uid, old.uid()));
+            }
+            Ok(Wanted { value: value.clone(), warnings: Vec::new() })
+        };
+        self.update_stored(row, &request, &make, warnings).await
+    }
+
+    async fn create_on_update(&self, row: &Row, request: &Request, mut value: Value, warnings: &mut Vec<String>) -> Result<Response> {
+        if !row.strategy.create_on_update() || !request.subresource.is_empty() {
+            return Err(Status::not_found(row.resource, &request.name));
+        }
+        let attributes = Attributes { verb: "create", ..Attributes::of(request, "get") };
+        self.auth.require(&request.user, &attributes)?;
+        super::create::wipe_system_metadata(&mut value);
+        self.create_decoded(row, request, value, warnings).await
+    }
+
+    pub(in crate::server) async fn patch(&self, request: Request, warnings: &mut Vec<String>) -> Result<Response> {
+        let row = self.registry.row(request.resource);
+        let patch_type = request.patch_type.ok_or_else(|| Status::bad_request("a patch needs a type"))?;
+        check_options("PatchOptions", &request.options, patch_type == PatchType::Apply)?;
+        let patch = parse_patch(&request, patch_type)?;
+        let make = |old: &Object| -> Result<Wanted> {
+            let mut value = row.serve(old);
+            let mut texts = apply(row, patch_type, &mut value, &patch)?;
+            let unknown = json::conform(row.type_ref(), &mut value).map_err(|e| unpatchable(patch_type, &value, &patch, &e))?;
+            texts.extend(unknown);
+            let warnings = super::field_validation(&request.options, texts, |text| unpatchable(patch_type, &value, &patch, text))?;
+            check_patched_kind(row, patch_type, &value, &patch)?;
+            value.set(&["apiVersion"], row.resource.api_version());
+            value.set(&["kind"], row.resource.kind);
+            check_name(&request, &value)?;
+            settle_namespace(&request, &mut value)?;
+            row.strategy.to_storage(row.resource, &mut value)?;
+            value.set(&["apiVersion"], row.storage.api_version());
+            value.set(&["kind"], row.storage.kind);
+            Ok(Wanted { value, warnings })
+        };
+        self.update_stored(row, &request, &make, warnings).await
+    }
+
+    /// The one loop. `make` sees the stored object and is called again after every lost race.
+    pub(super) async fn update_stored(
+        &self,
+        row: &Row,
+        request: &Request,
+        make: &(dyn Fn(&Object) -> Result<Wanted> + Send + Sync),
+        warnings: &mut Vec<String>,
+    ) -> Result<Response> {
+        // A PUT that names the revision it was made from must not be redone on another.
+        let conditional = matches!(request.verb, crate::api::request::Verb::Update);
+        for _ in 0..ATTEMPTS_MAX {
+            let old = self.stored(row, &request.namespace, &request.name)?;
+            let mut wanted = make(&old)?;
+            let sent = wanted.value.str_at(&["metadata", "resourceVersion"]).to_string();
+            let has_revision = !matches!(sent.as_str(), "" | "0");
+            if has_revision && sent != old.revision.to_string() {
+                return Err(Status::modified(row.resource, &request.name));
+            }
+            let context = self.context(Operation::Update, request);
+            let old_tree = old.value();
+            let value = self.attempt_update(row, &context, wanted.value, &old_tree)?;
+            let mut said = std::mem::take(&mut wanted.warnings);
+            said.append(&mut context.take_warnings());
+            if !row.strategy.is_acted_on() {
+                said.push(not_acted_on(row));
+            }
+            let written = match self.write_update(row, &context, &old, value).await? {
+                Some(response) => response,
+                None if conditional && has_revision => return Err(Status::modified(row.resource, &request.name)),
+                None => continue,
+            };
+            warnings.append(&mut said);
+            return Ok(written);
+        }
+        Err(super::contended(row.resource, &request.name))
+    }
+
+    fn attempt_update(&self, row: &Row, context: &Context, mut value: Value, old: &Value) -> Result<Value> {
+        let strategy = &*row.strategy;
+        let is_status = context.subresource == "status";
+        dedup_owners(context, &mut value);
+        strategy.default(&mut value);
+        restore_metadata(&mut value, old);
+        self.manage_fields(context, &mut value, Some(old));
+        self.admit_mutating(context, &mut value, Some(old))?;
+        strategy.default(&mut value);
+        restore_metadata(&mut value, old);
+        match context.subresource.as_str() {
+            "" | "scale" => strategy.prepare_update(context, &mut value, old)?,
+            "status" => strategy.prepare_status_update(context, &mut value, old)?,
+            _ => strategy.prepare_subresource_update(context, &mut value, old)?,
+        }
+        let mut errors = super::metadata_update_errors(&value, old);
+        errors.extend(match context.subresource.as_str() {
+            "" | "scale" => strategy.validate_update(context, &value, old),
+            _ if is_status => strategy.validate_status_update(context, &value, old),
+            _ => strategy.validate_subresource_update(context, &value, old),
+        });
+        if !errors.is_empty() {
+            return Err(Status::invalid(row.resource, &context.name, &errors));
+        }
+        strategy.canonicalize(&mut value);
+        self.admit_validating(context, &value, Some(old))?;
+        strategy.warnings(context, &value, Some(old)).into_iter().for_each(|w| context.warn(w));
+        Ok(value)
+    }
+
+    /// `None`: somebody else wrote first.
+    async fn write_update(&self, row: &Row, context: &Context, old: &Object, value: Value) -> Result<Option<Response>> {
+        let object = Object { revision: old.revision, ..Object::from_value(row.storage, &value, 0) };
+        let dry = |value: Value| Response::Value { value: self.to_answer(row, value), code: 200 };
+        if self.is_finished(row, &value) {
+            if context.dry_run {
+                return Ok(Some(dry(value)));
+            }
+            return self.remove_finished(row, context, old, &value).await.map(|gone| gone.then_some(Response::Object { object, code: 200 }));
+        }
+        let effects = context.take_effects();
+        if object.bytes == old.bytes && effects.is_empty() {
+            return Ok(Some(if context.dry_run { dry(old.value()) } else { Response::Object { object: old.clone(), code: 200 } }));
+        }
+        if context.dry_run {
+            let mut value = value;
+            value.set(&["metadata", "resourceVersion"], old.revision.to_string());
+            return Ok(Some(dry(value)));
+        }
+        let key = super::object_key(old);
+        let mut batch = put_batch(&*row.strategy, key.clone(), Expect::At(old.revision), &object, &value);
+        add_effects(&mut batch, effects, &context.now.to_string());
+        match self.store.write(batch).await {
+            Ok(Written { revisions, .. }) => Ok(Some(Response::Object { object: Object { revision: revisions[0], ..object }, code: 200 })),
+            Err(Error::Conflict { .. }) => Ok(None),
+            Err(other) => Err(store_error(other)),
+        }
+    }
+
+    /// A deleting object that nothing holds any more: no finalizers, no grace left to wait.
+    pub(super) fn is_finished(&self, row: &Row, value: &Value) -> bool {
+        let deleting = value.at(&["metadata", "deletionTimestamp"]).is_some();
+        let waits = value.i64_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0) > 0;
+        deleting && !waits && value.list_at(&["metadata", "finalizers"]).is_empty() && !row.strategy.blocks_deletion(value)
+    }
+
+    /// False: somebody else wrote first.
+    pub(super) async fn remove_finished(&self, row: &Row, context: &Context, old: &Object, value: &Value) -> Result<bool> {
+        row.strategy.release(context, value);
+        let key = super::object_key(old);
+        let mut batch = empty_batch();
+        batch.checks.push(crate::store::Check { key: key.clone(), expect: Expect::At(old.revision) });
+        batch.deletes.push(key);
+        add_effects(&mut batch, context.take_effects(), &context.now.to_string());
+        match self.store.write(batch).await {
+            Ok(_) => Ok(true),
+            Err(Error::Conflict { .. }) => Ok(false),
+            Err(other) => Err(store_error(other)),
+        }
+    }
+
+    /// [`crate::server::strategy::Calls::modify`].
+    pub(in crate::server) async fn modify_stored(
+        &self,
+        context: &Context,
+        resource: &'static Resource,
+        namespace: &str,
+        name: &str,
+        change: &(dyn Fn(&mut Value) -> Result<()> + Send + Sync),
+    ) -> Result<Object> {
+        let storage = resource.storage();
+        let row = self.registry.row(storage);
+        for _ in 0..ATTEMPTS_MAX {
+            let entry = self.store.get(&storage.key(namespace, name)).ok_or_else(|| Status::not_found(resource, name))?;
+            let old = Reader::object(storage, &entry);
+            let mut value = old.value();
+            change(&mut value)?;
+            let object = Object { revision: old.revision, ..Object::from_value(storage, &value, 0) };
+            if context.dry_run || object.bytes == old.bytes {
+                return Ok(object);
+            }
+            if self.is_finished(row, &value) {
+                if self.remove_finished(row, context, &old, &value).await? {
+                    return Ok(object);
+                }
+                continue;
+            }
+            let mut batch = put_batch(&*row.strategy, super::object_key(&old), Expect::At(old.revision), &object, &value);
+            add_effects(&mut batch, context.effects(), &context.now.to_string());
+            match self.store.write(batch).await {
+                Ok(Written { revisions, .. }) => return Ok(Object { revision: revisions[0], ..object }),
+                Err(Error::Conflict { .. }) => {}
+                Err(other) => return Err(store_error(other)),
+            }
+        }
+        Err(super::contended(resource, name))
+    }
+}
+
+/// What clients cannot change is what it was; left out, it counts as unchanged. A deletion cannot be taken back.
+fn restore_metadata(new: &mut Value, old: &Value) {
+    let kept = |field: &str| old.at(&["metadata", field]).cloned();
+    let metadata = new.make_map(&["metadata"]);
+    metadata.remove("selfLink");
+    for field in ["generation", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        match kept(field) {
+            Some(value) => drop(metadata.insert(field, value)),
+            None => drop(metadata.remove(field)),
+        }
+    }
+    for field in ["uid", "creationTimestamp", "resourceVersion"] {
+        let is_absent = metadata.get(field).is_none_or(|v| v.is_null() || v.as_str() == Some(""));
+        if let Some(value) = kept(field).filter(|_| is_absent || field == "resourceVersion") {
+            metadata.insert(field, value);
+        }
+    }
+    // managedFields left out are kept; an empty list clears them.
+    if metadata.get("managedFields").is_none_or(Value::is_null) {
+        if let Some(value) = kept("managedFields") {
+            metadata.insert("managedFields", value);
+        }
+    }
+}
+
+fn wrong_uid(row: &Row, request: &Request, sent: &str, stored: &str) -> Status {
+    let path = [request.resource.plural, &request.namespace, &request.name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{path}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
+         precondition: {sent}, UID in object meta: {stored}"
+    );
+    Status::conflict(row.resource, &request.name, &why)
+}
+
+pub(super) fn parse_patch(request: &Request, patch_type: PatchType) -> Result<Value> {
+    let prefix = if patch_type == PatchType::Strategic { "" } else { "error decoding patch: " };
+    let patch = match &request.body {
+        Body::Value(value) => value.clone(),
+        Body::Json(bytes) => json::parse(bytes).map_err(|e| Status::bad_request(format!("{prefix}{e}")))?,
+        Body::Yaml(bytes) => json::parse_yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?.0,
+        Body::Empty => return Err(Status::bad_request(format!("{prefix}unexpected end of JSON input"))),
+        Body::Protobuf(_) => return Err(Status::bad_request("a patch is JSON or YAML")),
+    };
+    if patch_type == PatchType::Apply {
+        let message = "server-side apply is not supported yet (managed fields are missing); use a JSON, merge or strategic merge patch";
+        return Err(Status::new(415, "UnsupportedMediaType", message));
+    }
+    Ok(patch)
+}
+
+/// Texts for unknown members of the patch itself come back.
+fn apply(row: &Row, patch_type: PatchType, value: &mut Value, patch: &Value) -> Result<Vec<String>> {
+    match patch_type {
+        PatchType::Json => patch::json_patch(value, patch).map(|()| patch::unknown_operation_members(patch)),
+        PatchType::Merge => patch::merge_patch(value, patch).map(|()| Vec::new()),
+        PatchType::Strategic => patch::strategic(value, patch, row.type_ref()).map(|()| Vec::new()),
+        PatchType::Apply => Err(Status::internal("apply patches are refused before")),
+    }
+}
+
+/// The patched object does not fit the schema.
+fn unpatchable(patch_type: PatchType, value: &Value, patch: &Value, why: &str) -> Status {
+    let shown = match patch_type {
+        PatchType::Strategic => patch::go(patch),
+        PatchType::Json | PatchType::Merge | PatchType::Apply => value.to_string(),
+    };
+    Status::invalid_kind("", "", "", &[FieldError::invalid("patch", shown, why)])
+}
+
+fn check_patched_kind(row: &Row, patch_type: PatchType, value: &Value, patch: &Value) -> Result<()> {
+    let (version, kind) = (value.str_at(&["apiVersion"]), value.str_at(&["kind"]));
+    let (own, own_kind) = (row.resource.api_version(), row.resource.kind);
+    if (version.is_empty() || version == own) && (kind.is_empty() || kind == own_kind) {
+        return Ok(());
+    }
+    let why = if version != own {
+        format!("no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/runtime/scheme.go:111\"")
+    } else {
+        format!("unable to decode {kind} as {own_kind}")
+    };
+    Err(unpatchable(patch_type, value, patch, &why))
+}
