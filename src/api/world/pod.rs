@@ -2,7 +2,7 @@
 
 use super::usage::Amounts;
 use crate::api::conditions;
-use crate::api::time::seconds;
+use crate::api::time::Time;
 use crate::api::value::Value;
 
 /// The fields of a pod that indexes, controllers and scheduler read again and again.
@@ -141,4 +141,8 @@ fn host_ports(spec: &Value) -> Vec<Port> {
             Some(Port { ip: ip.into(), protocol: protocol.into(), port })
         })
         .collect()
+}
+
+fn seconds(text: &str) -> Option<i64> {
+    Time::parse(text).ok().map(|t| t.seconds)
 }
