@@ -97,7 +97,8 @@ pub enum Action {
     Delete { key: Key, uid: String, revision: Option<Revision>, policy: DeletePolicy, then: Option<Note> },
     /// Deletes everything of these kinds in a namespace; the rest of the job is only done if nothing is left.
     Empty { namespace: String, resources: Vec<&'static Resource> },
-    /// Reads `owner` from the API: the rest of the job is only done if it is absent or another object has its name now.
+    /// Reads `owner` from the API: the rest of the job is only done if it is absent, or (with a uid) another object has its
+    /// name now.
     Absent { owner: Key, uid: String },
     /// Assigns a pod to a node.
     Bind { pod: Key, uid: String, node: String, then: Option<Note> },
@@ -389,15 +390,18 @@ impl Engine {
             state.failures = 0;
             state.failure = None;
         }
-        if dirty || !incomplete {
-            // After a success the world will change by what was written; looking again costs little and catches the rest.
+        // What was written comes back as a change and asks to look again; only what came before the answer is kept here.
+        if dirty {
             self.enqueue(key.clone(), world);
+        } else if !incomplete {
+            self.tidy(key);
         }
     }
 
     fn tidy(&mut self, key: &Key) {
         let Some(state) = self.keys.get(key) else { return };
-        if state.ready.is_none() && state.due_ms.is_none() && state.job.is_none() && state.gates.is_empty() && !self.gated.contains(key) {
+        let waits = state.ready.is_some() || state.due_ms.is_some() || state.job.is_some() || !state.gates.is_empty();
+        if !waits && !self.gated.contains(key) {
             self.keys.remove(key);
         }
     }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::stream::{self, SelectAll};
 use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tracing::{debug, info};
 
@@ -126,6 +125,7 @@ impl Shell {
 
     /// Takes in this change and what else is already there.
     fn take_in(&mut self, resource: &'static Resource, change: Change) {
+        self.world.tick(now_ms());
         let mut next = Some((resource, change));
         let mut left = BATCH;
         while let Some((resource, change)) = next {
@@ -242,25 +242,40 @@ impl Doer {
     }
 
     async fn timed(&self, action: &Action, attempt: u32) -> Outcome {
-        let result = match tokio::time::timeout(TIMEOUT, self.perform(action, attempt)).await {
-            Ok(result) => result,
-            Err(_) => return Outcome::Unknown(Status::timeout("no answer in time", 1)),
+        if let Action::Event(note) = action {
+            self.note(note);
+        }
+        let act = Hand { client: &self.client, attempt }.act(action);
+        let outcome = match tokio::time::timeout(TIMEOUT, act).await {
+            Ok(outcome) => outcome,
+            Err(_) => Outcome::Unknown(Status::timeout("no answer in time", 1)),
         };
-        match result {
-            Ok(gate) => {
-                if let Some(note) = success_note(action) {
-                    self.note(note);
-                }
-                Outcome::Landed(gate)
-            }
-            Err(status) if is_silence(&status) => Outcome::Unknown(status),
+        if let (Outcome::Landed(_), Some(note)) = (&outcome, success_note(action)) {
+            self.note(note);
+        }
+        outcome
+    }
+}
+
+/// Carries one action out over a client. Public for the simulator, which brings its own transport.
+pub struct Hand<'a> {
+    pub client: &'a Client,
+    /// Of the job: from the second on, what is already there may be our own.
+    pub attempt: u32,
+}
+
+impl Hand<'_> {
+    pub async fn act(&self, action: &Action) -> Outcome {
+        match self.perform(action).await {
+            Ok(gate) => Outcome::Landed(gate),
+            Err(status) if is_silence(&status, self.attempt) => Outcome::Unknown(status),
             Err(status) => Outcome::Failed(status),
         }
     }
 
-    async fn perform(&self, action: &Action, attempt: u32) -> Result<Option<Gate>, Status> {
+    async fn perform(&self, action: &Action) -> Result<Option<Gate>, Status> {
         match action {
-            Action::Create { resource, object, .. } => self.create(resource, object, attempt).await,
+            Action::Create { resource, object, .. } => self.create(resource, object).await,
             Action::Update { resource, subresource, object, .. } => {
                 self.client.update(resource, subresource, object.clone()).await.map(|o| seen(resource, &o))
             }
@@ -269,7 +284,7 @@ impl Doer {
                 let patched =
                     self.client.patch(resource, &name.namespace, &name.name, subresource, PatchType::Merge, patch.clone()).await;
                 match patched {
-                    // Nothing left to patch, or another object has its name (a uid in a patch cannot change).
+                    // Nothing left to patch.
                     Err(status) if status.code == 404 => Ok(None),
                     other => other.map(|o| seen(resource, &o)),
                 }
@@ -277,20 +292,16 @@ impl Doer {
             Action::Delete { key, uid, revision, policy, .. } => self.delete(key, uid, *revision, *policy).await,
             Action::Empty { namespace, resources } => self.empty(namespace, resources).await.map(|()| None),
             Action::Absent { owner, uid } => self.absent(owner, uid).await.map(|()| None),
-            Action::Bind { pod, uid, node, .. } => self.bind(pod, uid, node, attempt).await,
-            Action::Event(note) => {
-                self.note(note);
-                Ok(None)
-            }
-            Action::RequeueAfter { .. } => Ok(None),
+            Action::Bind { pod, uid, node, .. } => self.bind(pod, uid, node).await,
+            Action::Event(_) | Action::RequeueAfter { .. } => Ok(None),
         }
     }
 
-    async fn create(&self, resource: &'static Resource, object: &Value, attempt: u32) -> Result<Option<Gate>, Status> {
+    async fn create(&self, resource: &'static Resource, object: &Value) -> Result<Option<Gate>, Status> {
         let namespace = object.str_at(&["metadata", "namespace"]);
         match self.client.create(resource, namespace, object.clone()).await {
             Ok(made) => Ok(seen(resource, &made)),
-            Err(status) if status.reason == "AlreadyExists" && attempt > 0 => {
+            Err(status) if status.reason == "AlreadyExists" && self.attempt > 0 => {
                 let there = self.client.get(resource, namespace, object.str_at(&["metadata", "name"])).await?;
                 if is_ours(&there, object) { Ok(seen(resource, &there)) } else { Err(status) }
             }
@@ -317,7 +328,7 @@ impl Doer {
         }
     }
 
-    async fn bind(&self, pod: &Key, uid: &str, node: &str, attempt: u32) -> Result<Option<Gate>, Status> {
+    async fn bind(&self, pod: &Key, uid: &str, node: &str) -> Result<Option<Gate>, Status> {
         let Key { resource, name } = pod;
         let body = crate::value!({"apiVersion": "v1", "kind": "Binding",
             "metadata": {"name": name.name, "namespace": name.namespace, "uid": uid},
@@ -325,7 +336,7 @@ impl Doer {
         let bound = Gate::Bound { pod: pod.clone(), uid: uid.to_string() };
         match self.client.create_sub(resource, &name.namespace, &name.name, "binding", body).await {
             Ok(_) => Ok(Some(bound)),
-            Err(status) if status.code == 409 && attempt > 0 => {
+            Err(status) if status.code == 409 && self.attempt > 0 => {
                 let there = self.client.get(resource, &name.namespace, &name.name).await?;
                 let landed = there.uid() == uid && there.value().str_at(&["spec", "nodeName"]) == node;
                 if landed { Ok(Some(bound)) } else { Err(status) }
@@ -363,7 +374,7 @@ impl Doer {
         match self.client.get(owner.resource, &owner.name.namespace, &owner.name.name).await {
             Err(status) if status.code == 404 => Ok(()),
             Err(status) => Err(status),
-            Ok(there) if there.uid() != uid => Ok(()),
+            Ok(there) if !uid.is_empty() && there.uid() != uid => Ok(()),
             Ok(_) => Err(Status::conflict(owner.resource, &owner.name.name, "the owner is alive")),
         }
     }
@@ -393,9 +404,13 @@ fn success_note(action: &Action) -> Option<&Note> {
     }
 }
 
-/// Answers that leave open whether the write happened.
-fn is_silence(status: &Status) -> bool {
-    matches!(status.code, 429 | 500 | 502 | 503 | 504)
+/// Answers that leave open whether the write happened. An error of the server's own that does not go away is an answer.
+fn is_silence(status: &Status, attempt: u32) -> bool {
+    match status.code {
+        500 => attempt < 5,
+        502..=504 => true,
+        _ => false,
+    }
 }
 
 /// The resources a delete-collection applies to, namespaced ones, each once: what a namespace may hold.

@@ -99,7 +99,7 @@ impl Recorder {
     /// inside a runtime; the writing task ends with the last clone.
     pub fn new(client: Client, component: &str, host: &str) -> Recorder {
         let (to, notes) = mpsc::channel(QUEUE);
-        tokio::spawn(write(client, notes, Correlator::new(component, host)));
+        crate::task::spawn("events", write(client, notes, Correlator::new(component, host)));
         Recorder { to }
     }
 

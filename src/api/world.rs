@@ -19,7 +19,7 @@ use super::value::Value;
 
 pub use node::{NodeFacts, Taint};
 pub use pod::{PodFacts, Port};
-pub use usage::{Amounts, Usage};
+pub use usage::{Amounts, Usage, scored};
 
 mod node;
 mod pod;
@@ -78,6 +78,8 @@ pub struct Row {
     pub labels: Vec<(String, String)>,
     pub owners: Vec<Owner>,
     pub deleting: bool,
+    /// When this state was taken in, milliseconds since the epoch.
+    pub seen_ms: i64,
     pub facts: Facts,
 }
 
@@ -90,7 +92,7 @@ pub enum Facts {
 }
 
 impl Row {
-    pub fn new(object: Object) -> Row {
+    pub fn new(object: Object, seen_ms: i64) -> Row {
         let facts = if *object.resource == resource::PODS {
             Facts::Pod(Box::new(PodFacts::of(&object.value())))
         } else if *object.resource == resource::NODES {
@@ -104,6 +106,7 @@ impl Row {
             labels: object.labels().into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             owners: object.owners(),
             deleting: object.is_deleting(),
+            seen_ms,
             facts,
             object,
         }
@@ -196,6 +199,9 @@ pub struct World {
     pods_on: HashMap<String, BTreeSet<Name>>,
     usage: Usage,
     version: u64,
+    now_ms: i64,
+    /// When nodes were last seen to be missing.
+    missing: HashMap<Name, i64>,
 }
 
 struct Kind {
@@ -220,6 +226,16 @@ impl World {
             world.kinds.insert(slot(resource), kind);
         }
         world
+    }
+
+    /// The time at which the next changes are taken in.
+    pub fn tick(&mut self, now_ms: i64) {
+        self.now_ms = now_ms;
+    }
+
+    /// Since when a node that is not there has been missing; `None` if it was never asked for or known.
+    pub fn missing_since(&self, node: &str) -> Option<i64> {
+        self.missing.get(&Name::new("", node)).copied()
     }
 
     /// Grows with every change.
@@ -267,12 +283,12 @@ impl World {
     }
 
     /// Everything that names `uid` as an owner.
-    pub fn owned(&self, uid: &str) -> impl Iterator<Item = &Key> {
+    pub fn owned<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Key> + use<'a> {
         self.owned.get(uid).into_iter().flatten()
     }
 
     /// The objects of `resource` that name `uid` as an owner.
-    pub fn owned_rows<'a>(&'a self, uid: &str, resource: &'a Resource) -> impl Iterator<Item = &'a Arc<Row>> {
+    pub fn owned_rows<'a>(&'a self, uid: &str, resource: &'static Resource) -> impl Iterator<Item = &'a Arc<Row>> + use<'a> {
         self.owned(uid).filter(move |key| slot(key.resource) == slot(resource)).filter_map(|key| self.get(key))
     }
 
@@ -280,7 +296,8 @@ impl World {
         self.get(self.by_uid.get(uid)?)
     }
 
-    pub fn pods_on<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Row>> {
+    /// The pods assigned to a node; those of node `""` are assigned to none.
+    pub fn pods_on<'a>(&'a self, node: &str) -> impl Iterator<Item = &'a Arc<Row>> + use<'a> {
         let names = self.pods_on.get(node).into_iter().flatten();
         names.filter_map(|name| self.find(&resource::PODS, &name.namespace, &name.name))
     }
@@ -338,7 +355,10 @@ impl World {
         }
         kind.seen = kind.seen.max(object.revision);
         let old = known.cloned();
-        let new = Arc::new(Row::new(object));
+        if *resource == resource::NODES {
+            self.missing.remove(&name);
+        }
+        let new = Arc::new(Row::new(object, self.now_ms));
         kind.rows.insert(name, new.clone());
         if let Some(old) = &old {
             self.unindex(old);
@@ -350,6 +370,9 @@ impl World {
     fn gone(&mut self, resource: &'static Resource, name: &Name) -> Option<Touched> {
         let old = self.kinds.get_mut(&slot(resource))?.rows.remove(name)?;
         self.unindex(&old);
+        if *resource == resource::NODES {
+            self.missing.insert(name.clone(), self.now_ms);
+        }
         Some(Touched { resource, old: Some(old), new: None })
     }
 
@@ -360,9 +383,10 @@ impl World {
         }
         if let Facts::Pod(facts) = &row.facts {
             self.usage.set(&row.name, facts);
-            if !facts.node.is_empty() {
-                self.pods_on.entry(facts.node.clone()).or_default().insert(row.name.clone());
+            if !facts.node.is_empty() && self.find(&resource::NODES, "", &facts.node).is_none() {
+                self.missing.entry(Name::new("", facts.node.as_str())).or_insert(self.now_ms);
             }
+            self.pods_on.entry(facts.node.clone()).or_default().insert(row.name.clone());
         }
     }
 

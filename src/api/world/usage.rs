@@ -1,6 +1,6 @@
 //! Pure: resource amounts, and what is requested on each node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::pod::{PodFacts, Port};
 use crate::api::object::Name;
@@ -79,6 +79,8 @@ pub struct Usage {
     nodes: HashMap<String, OnNode>,
     /// Where each counted pod is counted.
     placed: HashMap<Name, Placed>,
+    /// Counted pods with required anti-affinity.
+    anti_affinity: BTreeSet<Name>,
 }
 
 /// The sums of one node.
@@ -90,15 +92,12 @@ pub struct OnNode {
     pub scored_memory: i64,
     pub pods: i64,
     pub ports: Vec<Port>,
-    /// Pods with required anti-affinity.
-    pub anti_affinity: Vec<Name>,
 }
 
 struct Placed {
     node: String,
     requests: Amounts,
     ports: Vec<Port>,
-    anti_affinity: bool,
     assumed: bool,
 }
 
@@ -120,6 +119,11 @@ impl Usage {
     /// Where the pod counts, bound or about to be.
     pub fn node_of(&self, pod: &Name) -> Option<&str> {
         self.placed.get(pod).map(|p| p.node.as_str())
+    }
+
+    /// Counted pods with required anti-affinity: newcomers are checked against them.
+    pub fn anti_affinity(&self) -> impl Iterator<Item = &Name> {
+        self.anti_affinity.iter()
     }
 
     /// Pods that are about to be bound to a node.
@@ -158,13 +162,12 @@ impl Usage {
         on.pods += 1;
         on.ports.extend(facts.host_ports.iter().cloned());
         if facts.has_anti_affinity {
-            on.anti_affinity.push(pod.clone());
+            self.anti_affinity.insert(pod.clone());
         }
         let placed = Placed {
             node: node.to_string(),
             requests: facts.requests.clone(),
             ports: facts.host_ports.clone(),
-            anti_affinity: facts.has_anti_affinity,
             assumed,
         };
         self.placed.insert(pod.clone(), placed);
@@ -172,6 +175,7 @@ impl Usage {
 
     pub(super) fn remove(&mut self, pod: &Name) {
         let Some(placed) = self.placed.remove(pod) else { return };
+        self.anti_affinity.remove(pod);
         let Some(on) = self.nodes.get_mut(&placed.node) else { return };
         on.requests.sub(&placed.requests);
         let (cpu, memory) = scored(&placed.requests);
@@ -182,9 +186,6 @@ impl Usage {
             if let Some(i) = on.ports.iter().position(|p| p == port) {
                 on.ports.swap_remove(i);
             }
-        }
-        if placed.anti_affinity {
-            on.anti_affinity.retain(|name| name != pod);
         }
         if on.pods == 0 {
             self.nodes.remove(&placed.node);
