@@ -245,8 +245,8 @@ impl Doer {
         if let Action::Event(note) = action {
             self.note(note);
         }
-        let act = Hand { client: &self.client, attempt }.act(action);
-        let outcome = match tokio::time::timeout(TIMEOUT, act).await {
+        let hand = Hand { client: &self.client, attempt };
+        let outcome = match tokio::time::timeout(TIMEOUT, hand.act(action)).await {
             Ok(outcome) => outcome,
             Err(_) => Outcome::Unknown(Status::timeout("no answer in time", 1)),
         };
