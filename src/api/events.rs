@@ -12,7 +12,8 @@ use tracing::debug;
 
 use super::client::Client;
 use super::request::PatchType;
-use super::resource::Resource;
+use super::resource::EVENTS;
+use super::time::{Clock, SystemClock, Time};
 use super::value::Value;
 
 /// Which object an event is about: `involvedObject`.
@@ -98,7 +99,7 @@ impl Recorder {
     /// inside a runtime; the writing task ends with the last clone.
     pub fn new(client: Client, component: &str, host: &str) -> Recorder {
         let (to, notes) = mpsc::channel(QUEUE);
-        tokio::spawn(write(client, notes, Correlator::new(component, host)));
+        crate::task::spawn("events", write(client, notes, Correlator::new(component, host)));
         Recorder { to }
     }
 
@@ -110,26 +111,11 @@ impl Recorder {
     }
 }
 
-/// The core/v1 row, as far as writing needs it.
-static EVENTS: Resource = Resource {
-    group: "",
-    version: "v1",
-    storage_version: "v1",
-    storage_group: "",
-    plural: "events",
-    singular: "event",
-    kind: "Event",
-    namespaced: true,
-    short_names: &["ev"],
-    categories: &[],
-    verbs: &[],
-    subresources: &[],
-};
-
 async fn write(client: Client, mut notes: mpsc::Receiver<Note>, mut correlator: Correlator) {
     while let Some(note) = notes.recv().await {
-        let now = jiff::Timestamp::now();
-        let Some(write) = correlator.correlate(note, now.as_second(), now.as_nanosecond() as u64) else { continue };
+        let now = SystemClock.now();
+        let unique = (now.seconds as u64).wrapping_mul(1_000_000_000) + u64::from(now.nanos);
+        let Some(write) = correlator.correlate(note, now.seconds, unique) else { continue };
         let result = match &write {
             Write::Create { namespace, event } => client.create(&EVENTS, namespace, event.clone()).await.map(|_| ()),
             Write::Patch { namespace, name, patch, event } => {
@@ -285,7 +271,7 @@ impl Correlator {
 }
 
 fn rfc3339(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds).map_or_else(|_| String::new(), |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    Time::from_seconds(seconds).to_string()
 }
 
 fn floor_char(text: &str, max: usize) -> usize {

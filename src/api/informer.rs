@@ -47,7 +47,7 @@ pub fn informer(client: Client, resource: &'static Resource, options: Options) -
 pub fn informer_in(client: Client, resource: &'static Resource, namespace: &str, options: Options) -> mpsc::Receiver<Change> {
     let (to, changes) = mpsc::channel(QUEUE);
     let follower = Follower { client, resource, namespace: namespace.to_string(), options, to, streams_lists: true };
-    tokio::spawn(follower.run());
+    crate::task::spawn("informer", follower.run());
     changes
 }
 

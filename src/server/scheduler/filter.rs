@@ -1,0 +1,180 @@
+//! Pure: which nodes can take a pod, and in upstream's words why others cannot.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::affinity::Terms;
+use crate::api::value::Value;
+use crate::api::world::{Amounts, PodFacts, Row, Taint, World};
+use crate::server::controllers::selector::Selector;
+use crate::server::controllers::taint_eviction::tolerates;
+
+/// What a pod asks of a node, read once per decision.
+pub struct Wants<'a> {
+    pub row: &'a Row,
+    pub facts: &'a PodFacts,
+    pub pod: &'a Value,
+    pub tolerations: &'a [Value],
+    node_selector: Selector,
+    /// Of required node affinity: one of these has to match.
+    node_terms: Option<Vec<NodeTerm>>,
+    /// `spec.nodeName` of a required field match is how daemon sets pin their pods.
+    pub terms: Terms,
+}
+
+/// One `nodeSelectorTerm`.
+pub struct NodeTerm {
+    labels: Selector,
+    names: Selector,
+}
+
+impl NodeTerm {
+    pub fn of(term: &Value) -> NodeTerm {
+        NodeTerm {
+            labels: Selector::of_requirements(term.list_at(&["matchExpressions"])),
+            names: Selector::of_requirements(term.list_at(&["matchFields"])),
+        }
+    }
+
+    /// An empty term matches nothing.
+    pub fn matches(&self, node: &Row) -> bool {
+        if self.labels.is_empty() && self.names.is_empty() {
+            return false;
+        }
+        let name = [("metadata.name".to_string(), node.name.name.clone())];
+        self.labels.matches(&node.labels) && (self.names.is_empty() || self.names.matches(&name))
+    }
+}
+
+impl<'a> Wants<'a> {
+    pub fn of(world: &World, row: &'a Row, pod: &'a Value) -> Wants<'a> {
+        let required = pod.at(&["spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"]);
+        let node_terms = required.map(|r| r.list_at(&["nodeSelectorTerms"]).iter().map(NodeTerm::of).collect());
+        Wants {
+            row,
+            facts: row.pod(),
+            pod,
+            tolerations: pod.list_at(&["spec", "tolerations"]),
+            node_selector: Selector::of_labels(pod.at(&["spec", "nodeSelector"]).or(Some(&Value::map()))),
+            node_terms,
+            terms: Terms::of(world, row, pod),
+        }
+    }
+}
+
+/// Why a node cannot take a pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    Unschedulable,
+    Taint,
+    NodeAffinity,
+    Ports,
+    TooManyPods,
+    Insufficient(String),
+    Affinity,
+    AntiAffinity,
+    ExistingAntiAffinity,
+    Spread,
+    SpreadLabel,
+}
+
+impl Reason {
+    /// Whether removing pods from the node could help.
+    pub fn is_resolvable(&self) -> bool {
+        match self {
+            Reason::Ports | Reason::TooManyPods | Reason::Insufficient(_) | Reason::AntiAffinity | Reason::ExistingAntiAffinity | Reason::Spread => true,
+            Reason::Unschedulable | Reason::Taint | Reason::NodeAffinity | Reason::Affinity | Reason::SpreadLabel => false,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Unschedulable => "node(s) were unschedulable",
+            Reason::Taint => "node(s) had untolerated taint(s)",
+            Reason::NodeAffinity => "node(s) didn't match Pod's node affinity/selector",
+            Reason::Ports => "node(s) didn't have free ports for the requested pod ports",
+            Reason::TooManyPods => "Too many pods",
+            Reason::Insufficient(resource) => return write!(f, "Insufficient {resource}"),
+            Reason::Affinity => "node(s) didn't match pod affinity rules",
+            Reason::AntiAffinity => "node(s) didn't match pod anti-affinity rules",
+            Reason::ExistingAntiAffinity => "node(s) didn't satisfy existing pods anti-affinity rules",
+            Reason::Spread => "node(s) didn't match pod topology spread constraints",
+            Reason::SpreadLabel => "node(s) didn't match pod topology spread constraints (missing required label)",
+        })
+    }
+}
+
+/// The reasons of the first filter that refuses the node; none if it can take the pod.
+pub fn check(world: &World, wants: &Wants, node: &Row) -> Vec<Reason> {
+    let facts = node.node();
+    if facts.unschedulable && !wants.tolerations.iter().any(|t| tolerates(t, &unschedulable_taint())) {
+        return vec![Reason::Unschedulable];
+    }
+    let bars = |taint: &&Taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
+    if facts.taints.iter().filter(bars).any(|taint| !wants.tolerations.iter().any(|t| tolerates(t, taint))) {
+        return vec![Reason::Taint];
+    }
+    if !matches_node(wants, node) {
+        return vec![Reason::NodeAffinity];
+    }
+    let on = world.usage().on(&node.name.name);
+    let ports = on.map_or(&[][..], |on| &on.ports);
+    if wants.facts.host_ports.iter().any(|port| ports.iter().any(|taken| taken.clashes(port))) {
+        return vec![Reason::Ports];
+    }
+    let none = Amounts::default();
+    let (used, pods) = on.map_or((&none, 0), |on| (&on.requests, on.pods));
+    let short = shortages(&wants.facts.requests, &facts.allocatable, used, pods);
+    if !short.is_empty() {
+        return short;
+    }
+    wants.terms.check(node).into_iter().collect()
+}
+
+fn unschedulable_taint() -> Taint {
+    Taint { key: "node.kubernetes.io/unschedulable".into(), value: String::new(), effect: "NoSchedule".into(), added: String::new() }
+}
+
+pub fn matches_node(wants: &Wants, node: &Row) -> bool {
+    wants.node_selector.matches(&node.labels) && wants.node_terms.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+}
+
+/// What is missing for these requests beside what is used.
+pub fn shortages(wanted: &Amounts, allocatable: &Amounts, used: &Amounts, pods: i64) -> Vec<Reason> {
+    let mut short = Vec::new();
+    if pods + 1 > allocatable.pods {
+        short.push(Reason::TooManyPods);
+    }
+    let mut check = |name: &str, want: i64, have: i64, taken: i64| {
+        if want > 0 && want > have - taken {
+            short.push(Reason::Insufficient(name.to_string()));
+        }
+    };
+    check("cpu", wanted.cpu, allocatable.cpu, used.cpu);
+    check("memory", wanted.memory, allocatable.memory, used.memory);
+    check("ephemeral-storage", wanted.storage, allocatable.storage, used.storage);
+    for (name, want) in &wanted.others {
+        check(name, *want, allocatable.other(name), used.other(name));
+    }
+    short
+}
+
+/// `0/2 nodes are available: 1 Insufficient cpu, 1 Too many pods.`
+pub fn message(total: usize, refused: &[(&Arc<Row>, Vec<Reason>)]) -> String {
+    let reasons = refused.iter().flat_map(|(_, reasons)| reasons.iter().map(Reason::to_string));
+    format!("0/{total} nodes are available: {}.", histogram(reasons))
+}
+
+/// Counts of texts, as upstream sorts and joins them.
+pub fn histogram(texts: impl Iterator<Item = String>) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for text in texts {
+        *counts.entry(text).or_insert(0) += 1;
+    }
+    let mut parts: Vec<String> = counts.into_iter().map(|(text, n)| format!("{n} {text}")).collect();
+    parts.sort();
+    parts.join(", ")
+}
