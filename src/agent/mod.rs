@@ -170,3 +170,6 @@ fn until(stop: &Shutdown, name: &'static str, work: impl Future<Output = ()> + S
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -252,12 +252,11 @@ impl Node {
 
     /// Registers the node (trying until it succeeds), then keeps its status and its lease.
     pub async fn run(self: Arc<Self>) {
-        let node = self.register().await;
+        let uid = self.register().await.uid().to_string();
         info!(node = %self.identity.name, "node registered");
-        let uid = node.uid().to_string();
         let lease = self.clone();
         crate::task::spawn("node-lease", async move { lease.heartbeat(uid).await });
-        self.keep_status(node).await;
+        self.keep_status().await;
     }
 
     async fn register(&self) -> Object {
@@ -292,7 +291,7 @@ impl Node {
         }
     }
 
-    async fn keep_status(&self, mut node: Object) {
+    async fn keep_status(&self) {
         let mut every = tokio::time::interval(LOOK_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut written: Option<Millis> = None;
@@ -301,15 +300,15 @@ impl Node {
             let facts = self.facts().await;
             let images = self.runtime.list_images().await;
             // Always against the newest node: others write labels, taints and extended resources.
-            match self.client.get(&resource::NODES, "", &self.identity.name).await {
-                Ok(latest) => node = latest,
+            let node = match self.client.get(&resource::NODES, "", &self.identity.name).await {
+                Ok(latest) => latest,
                 Err(status) if status.code == 404 => {
                     warn!(node = %self.identity.name, "node object is gone; registering again");
-                    node = self.register().await;
                     written = None;
+                    self.register().await
                 }
                 Err(_) => continue,
-            }
+            };
             let value = node.value();
             self.offer(&value, &facts);
             let (old, now) = (value.at(&["status"]).cloned().unwrap_or_default(), self.now());

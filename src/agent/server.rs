@@ -5,13 +5,14 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -167,9 +168,7 @@ impl Server {
         };
         let (to, from) = mpsc::channel::<Bytes>(8);
         crate::task::spawn("log-reader", logs::send(shared.clone(), wanted, options, to));
-        let chunks = futures_util::stream::unfold(from, |mut from| async move { from.recv().await.map(|bytes| (bytes, from)) });
-        let body = StreamBody::new(chunks.map(|bytes| Ok::<_, Infallible>(Frame::data(bytes))));
-        let mut reply = Response::new(BodyExt::boxed(SyncBody(body)));
+        let mut reply = Response::new(LogBody(from).boxed());
         reply.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
         reply
     }
@@ -216,18 +215,15 @@ impl Server {
     }
 }
 
-/// hyper's boxed bodies are `Sync`; a stream behind exclusive access is.
-struct SyncBody<B>(B);
+/// Chunks as a reader task sends them.
+struct LogBody(mpsc::Receiver<Bytes>);
 
-impl<B: hyper::body::Body<Data = Bytes, Error = Infallible> + Unpin> hyper::body::Body for SyncBody<B> {
+impl hyper::body::Body for LogBody {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        std::pin::Pin::new(&mut self.0).poll_frame(context)
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

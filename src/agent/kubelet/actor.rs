@@ -179,7 +179,7 @@ impl Actor {
     }
 
     async fn look(&mut self) {
-        let uid = self.object.uid();
+        let uid = self.object.uid().to_string();
         let state = self.shared.runtime.list().await.into_iter().find(|s| s.info.id == uid);
         let Some(state) = state else {
             self.observed.containers.clear();
@@ -200,7 +200,7 @@ impl Actor {
                 }
             }
             (true, false) if !self.flights.contains_key(&Key::Sandbox) => {
-                let ips = self.shared.network.pod_ips(uid);
+                let ips = self.shared.network.pod_ips(&uid);
                 if !ips.is_empty() || Pod(&self.object.value()).host_network() {
                     self.observed.ips = ips;
                     self.observed.sandbox = Progress::Ready;
