@@ -245,7 +245,7 @@ impl View<'_> {
                 let same =
                     was.filter(|c| c.str_at(&["status"]) == word).map(|c| c.str_at(&["lastTransitionTime"])).filter(|t| !t.is_empty());
                 let since = same.map_or_else(|| clock::text(self.now), str::to_string);
-                let mut c = value!({"type": kind, "status": word, "lastProbeTime": null, "lastTransitionTime": since});
+                let mut c = value!({"type": kind, "status": word, "lastTransitionTime": since});
                 for (key, text) in [("reason", reason), ("message", message)] {
                     if !text.is_empty() {
                         c.set(&[key], text);

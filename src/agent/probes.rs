@@ -1,0 +1,362 @@
+//! Startup, liveness and readiness probes: one task per probe of a running container; thresholds are pure.
+//!
+//! A task tells its actor only when a verdict changes; it ends with its container ([`ProbeSet`] aborts it when dropped).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::kubelet::pod::name_of;
+use crate::api::value::Value;
+use crate::runtime::{self, Runtime};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Startup,
+    Liveness,
+    Readiness,
+}
+
+impl Kind {
+    /// As events begin: `Liveness probe failed: …`.
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Startup => "Startup",
+            Kind::Liveness => "Liveness",
+            Kind::Readiness => "Readiness",
+        }
+    }
+}
+
+/// How something is asked: by probes and by lifecycle hooks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Handler {
+    Exec { command: Vec<String> },
+    Http { host: String, port: u16, path: String, headers: Vec<(String, String)> },
+    Tcp { host: String, port: u16 },
+    Sleep { seconds: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    pub kind: Kind,
+    pub handler: Handler,
+    pub initial_delay_seconds: u64,
+    pub period_seconds: u64,
+    pub timeout_seconds: u64,
+    pub success_threshold: u32,
+    pub failure_threshold: u32,
+    pub grace_seconds: Option<i64>,
+}
+
+/// Reads a handler; `ip` is asked where it names no host. `Err` says what cannot be done.
+pub fn handler(spec: &Value, container: &Value, ip: &str) -> Result<Handler, String> {
+    let host = |v: &Value| match v.str_at(&["host"]) {
+        "" => ip.to_string(),
+        host => host.to_string(),
+    };
+    if let Some(exec) = spec.at(&["exec"]) {
+        let command = exec.list_at(&["command"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
+        return Ok(Handler::Exec { command });
+    }
+    if let Some(http) = spec.at(&["httpGet"]) {
+        if http.str_at(&["scheme"]) == "HTTPS" {
+            return Err("HTTPS handlers are not supported yet by this version of Coracle".to_string());
+        }
+        let headers = http.list_at(&["httpHeaders"]).iter().map(|h| (name_of(h).to_string(), h.str_at(&["value"]).to_string()));
+        let path = match http.str_at(&["path"]) {
+            "" => "/".to_string(),
+            path if path.starts_with('/') => path.to_string(),
+            path => format!("/{path}"),
+        };
+        return Ok(Handler::Http { host: host(http), port: port(http, container)?, path, headers: headers.collect() });
+    }
+    if let Some(tcp) = spec.at(&["tcpSocket"]) {
+        return Ok(Handler::Tcp { host: host(tcp), port: port(tcp, container)? });
+    }
+    if let Some(sleep) = spec.at(&["sleep"]) {
+        return Ok(Handler::Sleep { seconds: sleep.i64_at(&["seconds"]).and_then(|s| u64::try_from(s).ok()).unwrap_or(0) });
+    }
+    Err("it has no handler this node knows".to_string())
+}
+
+/// A number, or the name of one of the container's ports.
+fn port(handler: &Value, container: &Value) -> Result<u16, String> {
+    match handler.at(&["port"]) {
+        Some(Value::Int(n)) => u16::try_from(*n).map_err(|_| format!("invalid port {n}")),
+        Some(Value::Str(name)) => {
+            let named = container.list_at(&["ports"]).iter().find(|p| name_of(p) == name).and_then(|p| p.i64_at(&["containerPort"]));
+            let number = named.and_then(|n| u16::try_from(n).ok()).or_else(|| name.parse().ok());
+            number.ok_or_else(|| format!("couldn't find port: {name}"))
+        }
+        _ => Err("it names no port".to_string()),
+    }
+}
+
+/// The probes of a container.
+pub fn probes(container: &Value, ip: &str) -> Vec<Probe> {
+    let kinds = [("startupProbe", Kind::Startup), ("livenessProbe", Kind::Liveness), ("readinessProbe", Kind::Readiness)];
+    let mut all = Vec::new();
+    for (key, kind) in kinds {
+        let Some(spec) = container.at(&[key]) else { continue };
+        let number = |key: &str, least: u64, default: u64| {
+            spec.i64_at(&[key]).and_then(|n| u64::try_from(n).ok()).filter(|n| *n >= least).unwrap_or(default)
+        };
+        let threshold = |key: &str, default: u64| u32::try_from(number(key, 1, default)).unwrap_or(1);
+        // `admit` has turned away what has no handler here; a named port that does not exist never answers.
+        let handler = handler(spec, container, ip).unwrap_or(Handler::Tcp { host: ip.to_string(), port: 0 });
+        all.push(Probe {
+            kind,
+            handler,
+            initial_delay_seconds: number("initialDelaySeconds", 0, 0),
+            period_seconds: number("periodSeconds", 1, 10),
+            timeout_seconds: number("timeoutSeconds", 1, 1),
+            success_threshold: threshold("successThreshold", 1),
+            failure_threshold: threshold("failureThreshold", 3),
+            grace_seconds: spec.i64_at(&["terminationGracePeriodSeconds"]),
+        });
+    }
+    all
+}
+
+/// How often in a row the last result came.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Streak {
+    ok: bool,
+    length: u32,
+}
+
+impl Streak {
+    /// Takes one result; `Some` once it has come often enough to count.
+    pub fn take(&mut self, ok: bool, probe: &Probe) -> Option<bool> {
+        *self = if self.length > 0 && self.ok == ok { Streak { ok, length: self.length.saturating_add(1) } } else { Streak { ok, length: 1 } };
+        let threshold = if ok { probe.success_threshold } else { probe.failure_threshold };
+        (self.length >= threshold).then_some(ok)
+    }
+}
+
+/// What a probe task tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Told {
+    Verdict { id: String, kind: Kind, ok: bool, grace_seconds: Option<i64> },
+    /// One try failed: an event.
+    Failed { name: String, message: String },
+}
+
+/// The tasks of one running container.
+pub struct ProbeSet {
+    tasks: Vec<JoinHandle<()>>,
+    started: watch::Sender<bool>,
+}
+
+impl Drop for ProbeSet {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+pub struct Target {
+    pub id: String,
+    pub name: String,
+    /// How long the container has been running.
+    pub age: Duration,
+    pub started: bool,
+}
+
+impl ProbeSet {
+    pub fn start(runtime: &Arc<dyn Runtime>, target: &Target, probes: Vec<Probe>, to: &mpsc::Sender<Told>) -> ProbeSet {
+        let (started, follow) = watch::channel(target.started);
+        let tasks = probes.into_iter().map(|probe| {
+            let asker = Asker {
+                runtime: runtime.clone(),
+                id: target.id.clone(),
+                name: target.name.clone(),
+                wait: Duration::from_secs(probe.initial_delay_seconds).saturating_sub(target.age),
+                probe,
+                to: to.clone(),
+            };
+            crate::task::spawn("agent-probe", asker.run(follow.clone()))
+        });
+        ProbeSet { tasks: tasks.collect(), started }
+    }
+
+    /// The startup probe has passed: the others begin.
+    pub fn set_started(&self) {
+        self.started.send_replace(true);
+    }
+}
+
+struct Asker {
+    runtime: Arc<dyn Runtime>,
+    id: String,
+    name: String,
+    wait: Duration,
+    probe: Probe,
+    to: mpsc::Sender<Told>,
+}
+
+impl Asker {
+    async fn run(self, mut started: watch::Receiver<bool>) {
+        let kind = self.probe.kind;
+        if kind == Kind::Startup && *started.borrow() {
+            return;
+        }
+        if kind != Kind::Startup && started.wait_for(|s| *s).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(self.wait).await;
+        let mut every = tokio::time::interval(Duration::from_secs(self.probe.period_seconds));
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut streak, mut verdict) = (Streak::default(), None);
+        loop {
+            every.tick().await;
+            let result = ask(&*self.runtime, &self.id, &self.probe.handler, Duration::from_secs(self.probe.timeout_seconds)).await;
+            if let Err(message) = &result {
+                let message = format!("{} probe failed: {message}", kind.word());
+                let _ = self.to.send(Told::Failed { name: self.name.clone(), message }).await;
+            }
+            let now = streak.take(result.is_ok(), &self.probe);
+            if now.is_none() || now == verdict {
+                continue;
+            }
+            verdict = now;
+            let ok = now == Some(true);
+            let told = Told::Verdict { id: self.id.clone(), kind, ok, grace_seconds: self.probe.grace_seconds };
+            let is_over = self.to.send(told).await.is_err() || (kind == Kind::Startup) || (kind == Kind::Liveness && !ok);
+            if is_over {
+                return;
+            }
+        }
+    }
+}
+
+/// Asks once; the error is what the event says.
+pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, timeout: Duration) -> Result<(), String> {
+    match handler {
+        Handler::Exec { command } => {
+            let output = runtime::exec_sync(runtime, container, command.clone(), timeout, 10 << 10).await.map_err(|e| e.chain())?;
+            match (output.timed_out, output.code) {
+                (true, _) => Err(format!("command timed out: \"{}\" timed out after {}s", command.join(" "), timeout.as_secs())),
+                (false, 0) => Ok(()),
+                (false, _) => Err(String::from_utf8_lossy(&output.output).into_owned()),
+            }
+        }
+        Handler::Http { host, port, path, headers } => {
+            let url = format!("http://{}{path}", authority(host, *port));
+            let late = || Err(format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"));
+            let answer = tokio::time::timeout(timeout, http_get(host, *port, path, headers)).await;
+            match answer.unwrap_or_else(|_| late()).map_err(|e| if e.starts_with("Get ") { e } else { format!("Get \"{url}\": {e}") })? {
+                200..400 => Ok(()),
+                code => Err(format!("HTTP probe failed with statuscode: {code}")),
+            }
+        }
+        Handler::Tcp { host, port } => {
+            let connected = tokio::time::timeout(timeout, TcpStream::connect((host.as_str(), *port))).await;
+            let address = authority(host, *port);
+            match connected {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(error)) => Err(format!("dial tcp {address}: {}", dial_text(&error))),
+                Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
+            }
+        }
+        Handler::Sleep { seconds } => {
+            tokio::time::sleep(Duration::from_secs(*seconds)).await;
+            Ok(())
+        }
+    }
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn dial_text(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_string(),
+        std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_string(),
+        std::io::ErrorKind::TimedOut => "i/o timeout".to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// One GET over a connection of its own; only the status matters, the body is left unread.
+async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<u16, String> {
+    let address = authority(host, port);
+    let connected = TcpStream::connect((host, port)).await;
+    let mut stream = connected.map_err(|e| format!("dial tcp {address}: {}", dial_text(&e)))?;
+    let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
+    let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
+    for (name, value, wanted) in [("Host", address.as_str(), !has("host")), ("User-Agent", "kube-probe/1.36", !has("user-agent")), ("Accept", "*/*", !has("accept"))] {
+        if wanted {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+    }
+    for (name, value) in headers.iter().filter(|(n, v)| !n.contains(['\r', '\n', ':']) && !v.contains(['\r', '\n'])) {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
+    let mut head = Vec::new();
+    let mut buffer = [0; 512];
+    while !head.contains(&b'\n') && head.len() < 4096 {
+        match stream.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(n) => head.extend_from_slice(&buffer[..n]),
+            Err(e) => return Err(format!("read tcp {address}: read: {e}")),
+        }
+    }
+    let line = String::from_utf8_lossy(&head);
+    let code = line.strip_prefix("HTTP/").and_then(|l| l.split(' ').nth(1)).and_then(|c| c.trim().parse().ok());
+    code.ok_or_else(|| if head.is_empty() { "EOF".to_string() } else { "net/http: HTTP/1.x transport connection broken: malformed HTTP response".to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value;
+
+    #[test]
+    fn thresholds_count_results_in_a_row() {
+        let container = value!({"livenessProbe": {"tcpSocket": {"port": 1}, "failureThreshold": 2}});
+        let probe = probes(&container, "::1").remove(0);
+        let mut streak = Streak::default();
+        let told: Vec<Option<bool>> = [false, true, false, false, true].into_iter().map(|ok| streak.take(ok, &probe)).collect();
+        assert_eq!(told, [None, Some(true), None, Some(false), Some(true)]);
+        assert_eq!((probe.period_seconds, probe.timeout_seconds, probe.success_threshold), (10, 1, 1));
+    }
+
+    #[test]
+    fn named_ports_and_hosts() {
+        let container = value!({"ports": [{"name": "web", "containerPort": 8080}]});
+        let spec = value!({"httpGet": {"port": "web", "path": "x", "httpHeaders": [{"name": "A", "value": "b"}]}});
+        let expected = Handler::Http { host: "10.0.0.1".into(), port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())] };
+        assert_eq!(handler(&spec, &container, "10.0.0.1").unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn http_and_tcp_say_what_went_wrong() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            for answer in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 503 No\r\n\r\n"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 1024];
+                let _ = stream.read(&mut buffer).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let http = Handler::Http { host: "127.0.0.1".into(), port, path: "/".into(), headers: Vec::new() };
+        let fake = runtime::fake::Fake::new();
+        let wait = Duration::from_secs(5);
+        assert_eq!(ask(&fake, "c", &http, wait).await, Ok(()));
+        assert_eq!(ask(&fake, "c", &http, wait).await.unwrap_err(), "HTTP probe failed with statuscode: 503");
+        server.await.unwrap();
+        let tcp = Handler::Tcp { host: "127.0.0.1".into(), port };
+        let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
+        assert_eq!(ask(&fake, "c", &tcp, wait).await.unwrap_err(), refused);
+    }
+}
