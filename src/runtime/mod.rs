@@ -12,6 +12,7 @@
 //! - Timers are the caller's: `kill_container` sends one signal and returns.
 
 pub mod fake;
+pub mod image;
 
 use std::collections::BTreeMap;
 use std::future::Future;
