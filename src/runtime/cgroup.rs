@@ -84,7 +84,7 @@ pub fn layout(mountinfo: &str) -> Option<Layout> {
 impl Cgroups {
     /// `root` is this instance's own group, e.g. `/coracle-1a2b3c4d`.
     pub fn detect(root: &str) -> io::Result<Cgroups> {
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+        let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo")?;
         let layout = layout(&mountinfo).ok_or_else(|| io::Error::other("no cgroup controllers are mounted"))?;
         Ok(Cgroups { layout, root: root.to_string() })
     }

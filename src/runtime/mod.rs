@@ -14,6 +14,7 @@
 pub mod cgroup;
 pub mod fake;
 pub mod image;
+pub mod linux;
 pub mod log;
 pub mod oci;
 pub mod shim;

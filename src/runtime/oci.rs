@@ -165,7 +165,8 @@ pub fn capability_bits(asked: &Capabilities, privileged: bool, own: u64) -> Resu
     let all = |names: &[String]| names.iter().any(|name| name == "ALL");
     let bits = |names: &[String]| {
         let known = names.iter().filter(|name| *name != "ALL");
-        known.map(|name| bit(name).ok_or_else(|| format!("unknown capability {name:?}"))).try_fold(0, |all, one| Ok(all | one?))
+        let mut bits = known.map(|name| bit(name).ok_or_else(|| format!("unknown capability {name:?}")));
+        bits.try_fold(0, |all, one| one.map(|one| all | one))
     };
     let (add, drop) = (bits(&asked.add)?, bits(&asked.drop)?);
     // Whatever the order in the spec: ALL first, then the single ones, added ones last.

@@ -102,7 +102,6 @@ fn detach(dir: &Path) -> io::Result<()> {
 
 struct Shim {
     dir: PathBuf,
-    setup: Setup,
     cgroups: Cgroups,
     listener: OwnedFd,
     signals: SignalFd,
@@ -184,7 +183,6 @@ impl Shim {
         fs::write(dir.join("shim.pid"), identity(std::process::id() as i32))?;
         Ok(Shim {
             dir,
-            setup,
             cgroups,
             listener,
             signals,
