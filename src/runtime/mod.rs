@@ -11,7 +11,13 @@
 //!   event is sent.
 //! - Timers are the caller's: `kill_container` sends one signal and returns.
 
+pub mod cgroup;
 pub mod fake;
+pub mod image;
+pub mod linux;
+pub mod log;
+pub mod oci;
+pub mod shim;
 
 use std::collections::BTreeMap;
 use std::future::Future;
