@@ -10,21 +10,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use crate::agent::kubelet::admit::HostPort;
+use crate::agent::server::Peer;
 use crate::agent::{Agent, AgentConfig, PodNetwork};
 use crate::api::cidr::Cidr;
 use crate::api::client::Client;
 use crate::api::driver::Driver;
 use crate::api::request::User;
+use crate::api::time::SystemClock;
 use crate::config::{Config, Range, instance_id};
-use crate::net::{self, NetConfig, Network};
+use crate::net::{NetConfig, Network, Protocol};
 use crate::pki::{Identity, Kubeconfig, Pki};
 use crate::runtime::linux::Linux;
 use crate::runtime::{self, Runtime};
-use crate::server::strategy::{Cluster as ClusterFacts, Pair};
-use crate::server::{Server, ServerConfig, controllers, scheduler};
-use crate::store::Store;
+use crate::server::{Server, controllers, scheduler};
 use crate::task::{self, Shutdown};
-use crate::transport::{Connector, Listener};
+use crate::transport::Listener;
 use crate::{overview, pki};
 
 /// Our own version.
@@ -86,8 +87,7 @@ pub async fn termination() -> anyhow::Result<()> {
 pub struct Cluster {
     config: Config,
     shutdown: Shutdown,
-    server: Arc<Server>,
-    store: Store,
+    server: Server,
     /// Controllers and scheduler; they end when dropped.
     loops: Vec<Driver>,
     node: Option<Node>,
@@ -105,17 +105,8 @@ impl Cluster {
         let shutdown = Shutdown::new();
         let pki = Pki::load_or_create(&config.pki_dir())?;
         let identities = Identities::issue(&config, &pki)?;
-        // The port is taken before anything is started, so that "in use" is the first thing said.
-        let address = SocketAddr::new(config.bind_address, config.https_listen_port);
-        let cas = [pki.client.certificate.as_str(), pki.front_proxy.certificate.as_str()];
-        let listener = Listener::bind(address, &identities.serving, &cas, &["h2", "http/1.1"]).await?;
-
         std::fs::write(config.data_dir.join(SERVICE_RANGE), config.service_cidr.to_string())?;
-        let store = Store::open(crate::store::Config::new(config.data_dir.join("store"))).await.context("the store cannot be opened")?;
-        let kubelet = Connector::new(&pki.cluster.certificate, Some(&identities.kubelet_client), &["http/1.1"])?;
-        let server = Server::start(ServerConfig { cluster: facts(&config, &pki), store: store.clone(), kubelet }).await.context("the API server cannot start")?;
-        let server = Arc::new(server);
-        task::spawn("api-listener", serve_api(listener, server.clone(), shutdown.clone()));
+        let server = Server::start(&config, &pki, Arc::new(SystemClock), &shutdown).await?;
         write_kubeconfig(&config, &pki, &identities.admin)?;
 
         let transport = server.transport();
@@ -134,7 +125,7 @@ impl Cluster {
             true => None,
             false => Some(Node::start(&config, &pki, &identities, Client::new(transport, User::node(&config.node_name)), &shutdown).await?),
         };
-        Ok(Cluster { config, shutdown, server, store, loops, node })
+        Ok(Cluster { config, shutdown, server, loops, node })
     }
 
     /// Waits until this node is Ready.
@@ -176,12 +167,11 @@ impl Cluster {
     pub async fn stop(self) {
         self.shutdown.cancel();
         if let Some(node) = &self.node {
-            node.agent.stop().await;
+            node.agent.stop();
             node.network.stop().await;
         }
         drop(self.loops);
-        self.server.stop().await;
-        self.store.close().await;
+        self.server.store().close().await;
     }
 }
 
@@ -202,73 +192,33 @@ impl Node {
     }
 }
 
-async fn serve_api(listener: Listener, server: Arc<Server>, shutdown: Shutdown) {
-    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
-        let server = server.clone();
-        task::spawn("api-connection", async move {
-            // A failed handshake is the peer's affair: port scanners and clients with the wrong authority make them.
-            if let Ok(connection) = accepted.handshake().await {
-                server.serve_connection(connection.stream, connection.peer_certificates, connection.remote).await;
-                drop(connection.permit);
-            }
-        });
-    }
-}
-
 async fn serve_kubelet(listener: Listener, agent: Arc<Agent>, shutdown: Shutdown) {
     while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
         let agent = agent.clone();
         task::spawn("kubelet-connection", async move {
             if let Ok(connection) = accepted.handshake().await {
-                agent.serve_connection(connection.stream, connection.peer_certificates).await;
+                let peer = Peer::of(&connection.peer_certificates);
+                agent.serve_connection(connection.stream, peer).await;
                 drop(connection.permit);
             }
         });
     }
 }
 
-/// Certificates issued anew at every start.
+/// The kubelet's serving certificate and the administrator's client certificate, issued anew at every start.
 struct Identities {
-    serving: Identity,
     kubelet_serving: Identity,
-    kubelet_client: Identity,
     admin: Identity,
 }
 
 impl Identities {
     fn issue(config: &Config, pki: &Pki) -> Result<Identities, pki::Error> {
-        let service = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from);
-        let names = [service.to_vec(), vec![format!("kubernetes.default.svc.{}", config.cluster_domain), "localhost".into(), config.node_name.clone()]].concat();
-        let mut addresses: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), config.kubernetes_service_ip(), config.node_ip, config.advertise_address];
-        if !config.bind_address.is_unspecified() {
-            addresses.push(config.bind_address);
-        }
-        addresses.sort();
-        addresses.dedup();
         let node = format!("system:node:{}", config.node_name);
+        let addresses = [config.node_ip, Ipv4Addr::LOCALHOST.into()];
         Ok(Identities {
-            serving: pki.cluster.serving("kube-apiserver", &[], &names, &addresses)?,
-            kubelet_serving: pki.cluster.serving(&node, &["system:nodes"], std::slice::from_ref(&config.node_name), &[config.node_ip, Ipv4Addr::LOCALHOST.into()])?,
-            kubelet_client: pki.client.client("kube-apiserver-kubelet-client", &["system:masters"])?,
+            kubelet_serving: pki.cluster.serving(&node, &["system:nodes"], std::slice::from_ref(&config.node_name), &addresses)?,
             admin: pki.client.client("system:admin", &["system:masters"])?,
         })
-    }
-}
-
-fn facts(config: &Config, pki: &Pki) -> ClusterFacts {
-    let pair = |authority: &pki::Authority| Pair { public: authority.certificate.clone(), private: authority.key.clone() };
-    ClusterFacts {
-        service_cidrs: vec![config.service_cidr.to_string()],
-        node_ports: (30000, 32767),
-        domain: config.cluster_domain.clone(),
-        cluster_dns: config.cluster_dns.to_string(),
-        advertise_address: config.advertise_address.to_string(),
-        port: config.https_listen_port,
-        issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
-        cluster_ca: pair(&pki.cluster),
-        client_ca: pair(&pki.client),
-        front_proxy_ca: pair(&pki.front_proxy),
-        service_account_key: Pair { public: pki.service_account_public.clone(), private: pki.service_account_key.clone() },
     }
 }
 
@@ -449,21 +399,30 @@ fn runtime_config(config: &Config) -> runtime::linux::Config {
 struct PodLinks(Arc<Network>);
 
 impl PodNetwork for PodLinks {
-    fn add_pod<'a>(&'a self, uid: &'a str, netns: &'a Path, ports: Vec<crate::agent::HostPort>) -> crate::agent::BoxFuture<'a, Result<Vec<String>, String>> {
+    fn add_pod<'a>(&'a self, uid: &'a str, netns: &'a Path, ports: Vec<HostPort>) -> runtime::BoxFuture<'a, Result<Vec<String>, String>> {
         Box::pin(async move {
-            let ports = ports.into_iter().filter_map(|p| host_port(&p)).collect::<Vec<_>>();
+            let ports = ports.iter().map(host_port).collect::<Result<Vec<_>, _>>()?;
             let pod = self.0.add_pod(uid, netns, &ports).await.map_err(|e| e.to_string())?;
             Ok(vec![pod.ip.to_string()])
         })
     }
 
-    fn remove_pod<'a>(&'a self, uid: &'a str) -> crate::agent::BoxFuture<'a, Result<(), String>> {
+    fn remove_pod<'a>(&'a self, uid: &'a str) -> runtime::BoxFuture<'a, Result<(), String>> {
         Box::pin(async move { self.0.remove_pod(uid).await.map_err(|e| e.to_string()) })
     }
 
     fn pod_ips(&self, uid: &str) -> Vec<String> {
         self.0.pod_ip(uid).map(|ip| ip.to_string()).into_iter().collect()
     }
+}
+
+fn host_port(port: &HostPort) -> Result<crate::net::HostPort, String> {
+    let host_ip = match port.ip.as_str() {
+        "" | "0.0.0.0" => None,
+        ip => Some(ip.parse().map_err(|_| format!("hostIP {ip} is not an IPv4 address"))?),
+    };
+    let protocol = Protocol::parse(&port.protocol).ok_or_else(|| format!("protocol {} is not known", port.protocol))?;
+    Ok(crate::net::HostPort { host_ip, host_port: port.port, protocol, container_port: port.container_port })
 }
 
 /// `coracle images import`: straight into the data dir; a running daemon sees the image at its next look.
@@ -486,7 +445,7 @@ pub fn list_images(config: &Config) -> anyhow::Result<()> {
         for image in runtime.list_images().await {
             let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
             for name in &image.names {
-                println!("{name:<60} {id:<20} {:>8.1}MB", image.size_bytes as f64 / 1e6);
+                println!("{name:<60} {id:<20} {:>8.1}MB", image.size as f64 / 1e6);
             }
         }
         Ok(())

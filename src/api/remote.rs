@@ -203,6 +203,7 @@ fn status(code: u16, value: &Value) -> Status {
             kind: text("kind"),
             uid: text("uid"),
             causes: details.list_at(&["causes"]).iter().map(cause).collect(),
+            continue_token: value.str_at(&["metadata", "continue"]).to_string(),
             retry_after_seconds: details.i64_at(&["retryAfterSeconds"]).and_then(|s| u32::try_from(s).ok()).unwrap_or(0),
         }));
     }
