@@ -7,6 +7,7 @@
 //!
 //! Works in the network namespace of the thread that built the runtime. IPv4 only so far. Knows no containers.
 
+pub mod announce;
 pub mod dns;
 pub mod ipam;
 pub mod monitor;
@@ -21,7 +22,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::api::cidr::Cidr;
+use crate::api::client::Client;
+use crate::api::informer::{Change, informer};
 use crate::api::object::Name;
+use crate::api::request::Options;
+use crate::api::resource;
 use crate::api::value::Value;
 use crate::task::Shutdown;
 
@@ -155,6 +160,21 @@ pub struct Network {
 const QUEUE: usize = 256;
 
 impl Network {
+    /// Starts everything over the objects `client` sees.
+    pub async fn start(config: NetConfig, client: Client) -> Result<Network, Error> {
+        let (to, feed) = mpsc::channel(QUEUE);
+        let network = Network::start_from(config, feed).await?;
+        let shutdown = network.shutdown.clone();
+        let endpoint = announce::resolver_slice(&network.config.node_name, ipam::resolver(&network.config.pod_cidr));
+        task::spawn("net-follow", async move {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = async { tokio::join!(follow(client.clone(), to), announce::resolver(client, endpoint)); } => {}
+            }
+        });
+        Ok(network)
+    }
+
     /// Starts everything over the objects that come through `feed`.
     pub async fn start_from(config: NetConfig, feed: mpsc::Receiver<Input>) -> Result<Network, Error> {
         check(&config)?;
@@ -266,6 +286,31 @@ async fn fan_out(mut feed: mpsc::Receiver<Input>, mut loops: Vec<mpsc::Sender<In
         if loops.is_empty() {
             return;
         }
+    }
+}
+
+/// Follows Services and EndpointSlices and decodes each object once.
+async fn follow(client: Client, to: mpsc::Sender<Input>) {
+    let mut services = informer(client.clone(), &resource::SERVICES, Options::default());
+    let mut slices = informer(client, &resource::ENDPOINTSLICES, Options::default());
+    loop {
+        let input = tokio::select! {
+            Some(change) = services.recv() => translate(Kind::Service, change),
+            Some(change) = slices.recv() => translate(Kind::Slice, change),
+            else => return,
+        };
+        if to.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn translate(kind: Kind, change: Change) -> Input {
+    match change {
+        Change::Reset => Input::Reset(kind),
+        Change::Set(object) => Input::Set(kind, object.key(), Arc::new(object.value())),
+        Change::Gone(object) => Input::Gone(kind, object.key()),
+        Change::Synced => Input::Synced(kind),
     }
 }
 

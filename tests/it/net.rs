@@ -9,10 +9,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use coracle::api::object::Name;
+use coracle::api::client::{Client, Future, Transport};
+use coracle::api::object::{Name, Object};
+use coracle::api::request::{Body, Event, Outcome, Request, Response, User, Verb};
+use coracle::api::resource;
+use coracle::api::status::{Result as ApiResult, Status};
 use coracle::api::value::Value;
 use coracle::net::{HostPort, Input, Kind, NetConfig, Network, Protocol, netlink, pod};
 use nix::sched::{CloneFlags, unshare};
@@ -608,5 +613,63 @@ fn names_resolve_from_pods_and_the_rest_is_forwarded() {
         network.stop().await;
         Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
         assert_eq!(nft(&["list", "tables"]).await, "");
+    });
+}
+
+/// An API with one list of objects per resource, told through watches; what is created is remembered.
+struct Fake {
+    objects: Vec<Object>,
+    created: std::sync::Mutex<Vec<Value>>,
+}
+
+impl Transport for Fake {
+    fn call(&self, request: Request) -> Future<'_, ApiResult<Outcome>> {
+        let answer = match (request.verb, request.body) {
+            (Verb::Watch, _) => {
+                let of = self.objects.iter().filter(|o| o.resource == request.resource);
+                let mut events: Vec<Event> = of.cloned().map(Event::Added).collect();
+                events.push(Event::Bookmark { revision: 9, initial_end: true });
+                Ok(Outcome::Watch(Box::pin(futures_util::stream::iter(events).chain(futures_util::stream::pending()))))
+            }
+            (Verb::Create, Body::Value(value)) => {
+                let object = Object::from_value(request.resource, &value, 10);
+                self.created.lock().unwrap().push(value);
+                Ok(Outcome::Unary(Response::Object { object, code: 201 }))
+            }
+            _ => Err(Status::not_found(request.resource, &request.name)),
+        };
+        Box::pin(async { answer })
+    }
+}
+
+#[test]
+fn stored_objects_are_followed_and_the_resolver_is_shown() {
+    on_a_node(|node| async move {
+        let _outside = node.outside().await;
+        let pod = Namespace::new().await;
+        let service = json!({"metadata": {"namespace": "default", "name": "web"}, "spec": {"type": "ClusterIP", "clusterIP": "10.43.0.50",
+            "clusterIPs": ["10.43.0.50"], "ports": [{"name": "t", "port": 80, "protocol": "TCP", "targetPort": 8080}]}});
+        let slice = json!({"metadata": {"namespace": "default", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{"addresses": ["10.42.0.3"], "conditions": {"ready": true}, "nodeName": "node-1"}]});
+        let objects = vec![
+            Object::from_value(&resource::SERVICES, &convert(service), 7),
+            Object::from_value(&resource::ENDPOINTSLICES, &convert(slice), 8),
+        ];
+        let fake = Arc::new(Fake { objects, created: Default::default() });
+        let network = Network::start(node.config(), Client::new(fake.clone(), User::master())).await.unwrap();
+        assert_eq!(network.add_pod("a", &pod.path(), &[]).await.unwrap().ip.to_string(), "10.42.0.3");
+        pod.serve_tcp(8080, "a").await;
+        eventually("the stored service carries traffic", || async {
+            tokio::task::spawn_blocking(|| ask_tcp(at(Ipv4Addr::new(10, 43, 0, 50), 80)).is_ok()).await.unwrap()
+        })
+        .await;
+        assert_eq!(dig(&pod, &["web.default.svc.cluster.local"]).await.1, ["A 10.43.0.50"]);
+        eventually("the resolver is shown", || async { !fake.created.lock().unwrap().is_empty() }).await;
+        let shown = fake.created.lock().unwrap()[0].clone();
+        assert_eq!(shown.str_at(&["metadata", "name"]), "kube-dns-node-1");
+        assert_eq!(shown.list_at(&["endpoints"])[0].list_at(&["addresses"]), [Value::from("10.42.0.2")]);
+        network.stop().await;
+        Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
     });
 }

@@ -3,8 +3,10 @@
 //! [`rows`] is the table. A kind's page says everything the API server knows about it: defaults, validation, columns,
 //! selectable fields, subresources. The pages know nothing of HTTP and little of each other.
 
+pub mod apps;
 pub mod coordination;
 pub mod core;
+pub mod endpoints;
 pub mod rbac;
 pub mod review;
 
@@ -28,6 +30,10 @@ pub fn rows(auth: &Arc<Auth>) -> Vec<Box<dyn Strategy>> {
         Box::new(core::services::Services),
         Box::new(core::events::Events),
         Box::new(coordination::Leases),
+        Box::new(endpoints::Endpoints),
+        Box::new(endpoints::EndpointSlices),
+        Box::new(apps::Deployments),
+        Box::new(apps::ReplicaSets),
     ];
     rows.extend(rbac::rows(auth));
     rows.extend(review::rows(auth));

@@ -1,3 +1,5 @@
+//! What each kind of name answers.
+
 use super::*;
 
 fn convert(v: serde_json::Value) -> Value {

@@ -1,3 +1,5 @@
+//! Which lists, refusals and masquerades a service becomes.
+
 use super::*;
 
 fn ip(s: &str) -> Ipv4Addr {
