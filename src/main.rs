@@ -5,7 +5,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == "shim") {
-        coracle::runtime::shim::main(arguments.collect());
+        coracle::runtime::shim::main(arguments);
     }
     coracle::cli::main()
 }
