@@ -52,14 +52,14 @@ fn is_name_part(s: &str) -> bool {
 
 /// RFC 1123 subdomain.
 pub fn subdomain(s: &str) -> Messages {
-    let mut messages = when(s.len() > 253, "must be no more than 253 bytes");
+    let mut messages = when(s.len() > 253, "must be no more than 253 characters");
     messages.extend(when(!s.split('.').all(is_label), SUBDOMAIN));
     messages
 }
 
 /// RFC 1123 label.
 pub fn label(s: &str) -> Messages {
-    let mut messages = when(s.len() > 63, "must be no more than 63 bytes");
+    let mut messages = when(s.len() > 63, "must be no more than 63 characters");
     if !is_label(s) {
         messages.push(if s.split('.').all(is_label) { "must not contain dots".to_string() } else { LABEL.to_string() });
     }
@@ -68,7 +68,7 @@ pub fn label(s: &str) -> Messages {
 
 /// RFC 1035 label.
 pub fn label_1035(s: &str) -> Messages {
-    let mut messages = when(s.len() > 63, "must be no more than 63 bytes");
+    let mut messages = when(s.len() > 63, "must be no more than 63 characters");
     messages.extend(when(!is_label(s) || !s.starts_with(|c: char| c.is_ascii_lowercase()), LABEL_1035));
     messages
 }
@@ -282,8 +282,48 @@ pub fn metadata(object: &Value, rule: NameRule, namespaced: bool) -> Vec<FieldEr
     labels(&mut errors, "metadata.labels", meta.at(&["labels"]));
     annotations(&mut errors, "metadata.annotations", meta.at(&["annotations"]));
     owner_references(&mut errors, meta.list_at(&["ownerReferences"]));
-    finalizers(&mut errors, meta.list_at(&["finalizers"]));
+    // Leases are the one early group without upstream's stricter rule.
+    let standard_only = object.str_at(&["apiVersion"]) != "coordination.k8s.io/v1";
+    finalizers(&mut errors, meta.list_at(&["finalizers"]), standard_only);
     errors
+}
+
+/// The members of an owner reference in the order messages show them.
+const OWNER: [&str; 6] = ["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+
+/// A map as JSON with its members in the given order, as messages show structs.
+pub fn in_order(map: &Value, order: &[&str]) -> String {
+    let members = order.iter().filter_map(|key| Some(format!("\"{key}\":{}", map.at(&[key])?)));
+    format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+}
+
+/// The same error with another text for the value.
+pub fn shown_as(mut error: FieldError, shown: String) -> FieldError {
+    error.shown = shown;
+    error
+}
+
+/// A `metav1.LabelSelector` as messages show it.
+pub fn show_selector(selector: &Value) -> String {
+    let mut parts = Vec::new();
+    if let Some(labels) = selector.at(&["matchLabels"]) {
+        parts.push(format!("\"matchLabels\":{labels}"));
+    }
+    let requirements = selector.list_at(&["matchExpressions"]);
+    if !requirements.is_empty() {
+        let all: Vec<String> = requirements.iter().map(show_requirement).collect();
+        parts.push(format!("\"matchExpressions\":[{}]", all.join(",")));
+    }
+    format!("{{{}}}", parts.join(","))
+}
+
+fn show_requirement(requirement: &Value) -> String {
+    let text = |key: &str| Value::from(requirement.str_at(&[key])).to_string();
+    let mut shown = format!("{{\"key\":{},\"operator\":{}", text("key"), text("operator"));
+    if let Some(values) = requirement.at(&["values"]) {
+        shown = format!("{shown},\"values\":{values}");
+    }
+    shown + "}"
 }
 
 fn owner_references(errors: &mut Vec<FieldError>, owners: &[Value]) {
@@ -291,7 +331,10 @@ fn owner_references(errors: &mut Vec<FieldError>, owners: &[Value]) {
     let mut controller: Option<String> = None;
     for owner in owners {
         let text = |key: &str| owner.str_at(&[key]);
-        let version = text("apiVersion").rsplit('/').next().unwrap_or("");
+        let version = match text("apiVersion").split('/').collect::<Vec<_>>()[..] {
+            [version] | [_, version] => version,
+            _ => "",
+        };
         if version.is_empty() {
             errors.push(FieldError::invalid(format!("{FIELD}.apiVersion"), text("apiVersion"), "version must not be empty"));
         }
@@ -301,7 +344,7 @@ fn owner_references(errors: &mut Vec<FieldError>, owners: &[Value]) {
             }
         }
         if text("apiVersion") == "v1" && text("kind") == "Event" {
-            errors.push(FieldError::invalid(FIELD, owner.clone(), "/v1, Kind=Event is disallowed from being an owner"));
+            errors.push(shown_as(FieldError::invalid(FIELD, "", "/v1, Kind=Event is disallowed from being an owner"), in_order(owner, &OWNER)));
         }
         if owner.bool_at(&["controller"]) {
             let this = format!("{}/{}", text("kind"), text("name"));
@@ -310,20 +353,21 @@ fn owner_references(errors: &mut Vec<FieldError>, owners: &[Value]) {
                 Some(first) => {
                     let why =
                         format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}");
-                    errors.push(FieldError::invalid(FIELD, owners.to_vec(), why));
+                    let shown: Vec<String> = owners.iter().map(|o| in_order(o, &OWNER)).collect();
+                    errors.push(shown_as(FieldError::invalid(FIELD, "", why), format!("[{}]", shown.join(","))));
                 }
             }
         }
     }
 }
 
-fn finalizers(errors: &mut Vec<FieldError>, finalizers: &[Value]) {
+fn finalizers(errors: &mut Vec<FieldError>, finalizers: &[Value], standard_only: bool) {
     const FIELD: &str = "metadata.finalizers";
     let names: Vec<&str> = finalizers.iter().filter_map(Value::as_str).collect();
     for (i, name) in names.iter().enumerate() {
         let at = format!("{FIELD}[{i}]");
-        invalid(errors, &at, name, qualified_name(name));
-        if !name.contains('/') && !matches!(*name, "orphan" | "foregroundDeletion" | "kubernetes") {
+        invalid(errors, FIELD, name, qualified_name(name));
+        if standard_only && !name.contains('/') && !matches!(*name, "orphan" | "foregroundDeletion" | "kubernetes") {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(at, *name, why));
         }

@@ -5,7 +5,7 @@ use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::{Map, Value};
 use crate::server::kinds::core::{matches_selector, pod_defaults, pod_spec, print_selector};
-use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_update};
+use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_create, begin_update};
 use crate::server::{table, validation};
 use crate::value;
 
@@ -30,6 +30,11 @@ impl Strategy for Deployments {
             rolling.insert_default("maxSurge", "25%");
         }
         pod_defaults::template(spec.slot("template"));
+    }
+    fn prepare_create(&self, _: &Context, object: &mut Value) -> Result<()> {
+        begin_create(self, object);
+        pod_defaults::drop_disabled(object.make_map(&["spec", "template", "spec"]));
+        Ok(())
     }
     /// Annotations are part of what the controller acts on: they count as a new generation.
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
@@ -115,6 +120,7 @@ impl Strategy for ReplicaSets {
     fn prepare_create(&self, _: &Context, object: &mut Value) -> Result<()> {
         object.set(&["status"], value!({"replicas": 0}));
         object.set(&["metadata", "generation"], 1);
+        pod_defaults::drop_disabled(object.make_map(&["spec", "template", "spec"]));
         Ok(())
     }
     fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {
@@ -177,7 +183,9 @@ fn replicas_and_template(errors: &mut Vec<FieldError>, spec: &Value) {
     validation::non_negative(errors, "spec.replicas", spec.i64_at(&["replicas"]).unwrap_or(0));
     let Some(selector) = spec.at(&["selector"]) else {
         errors.push(FieldError::required("spec.selector", ""));
-        template(errors, spec, None);
+        // No selector selects nothing: the template cannot match it.
+        let nothing = value!({"matchExpressions": [{"key": "", "operator": "Exists"}]});
+        template(errors, spec, Some(&nothing));
         return;
     };
     let before = errors.len();
@@ -185,10 +193,12 @@ fn replicas_and_template(errors: &mut Vec<FieldError>, spec: &Value) {
     let readable = errors.len() == before;
     let empty = selector.map_at(&["matchLabels"]).is_none_or(Map::is_empty) && selector.list_at(&["matchExpressions"]).is_empty();
     if empty {
-        errors.push(FieldError::invalid("spec.selector", selector.clone(), "empty selector is invalid for deployment"));
+        let error = FieldError::invalid("spec.selector", "", "empty selector is invalid for deployment");
+        errors.push(validation::shown_as(error, validation::show_selector(selector)));
     }
     if !readable {
-        errors.push(FieldError::invalid("spec.selector", selector.clone(), "invalid label selector"));
+        let error = FieldError::invalid("spec.selector", "", "invalid label selector");
+        errors.push(validation::shown_as(error, validation::show_selector(selector)));
         return;
     }
     template(errors, spec, (!empty).then_some(selector));
@@ -200,7 +210,8 @@ fn template(errors: &mut Vec<FieldError>, spec: &Value, selector: Option<&Value>
     let labels = template.map_at(&["metadata", "labels"]).cloned().unwrap_or_default();
     if selector.is_some_and(|s| !matches_selector(s, &labels)) {
         let why = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid("spec.template.metadata.labels", labels, why));
+        let shown = if labels.is_empty() { Value::Null } else { labels.into() };
+        errors.push(FieldError::invalid("spec.template.metadata.labels", shown, why));
     }
     pod_spec::template(errors, "spec.template", template);
     let policy = template.str_at(&["spec", "restartPolicy"]);
@@ -261,14 +272,12 @@ fn rollout(errors: &mut Vec<FieldError>, strategy: &Value) {
             }
         }
         kind => {
-            let rolling = rolling.map_or(Value::Null, |r| {
-                value!({"MaxUnavailable": serde_json::Value::from(r.get("maxUnavailable").unwrap_or(&Value::Null)),
-                    "MaxSurge": serde_json::Value::from(r.get("maxSurge").unwrap_or(&Value::Null))})
+            let rolling = rolling.map_or("null".to_string(), |r| {
+                let member = |key: &str| r.get(key).unwrap_or(&Value::Null).to_string();
+                format!("{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}", member("maxUnavailable"), member("maxSurge"))
             });
-            let mut shown = Map::new();
-            shown.insert("Type", kind);
-            shown.insert("RollingUpdate", rolling);
-            errors.push(FieldError::not_supported("spec.strategy", shown, &["Recreate", "RollingUpdate"]));
+            let error = FieldError::not_supported("spec.strategy", "", &["Recreate", "RollingUpdate"]);
+            errors.push(validation::shown_as(error, format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", Value::from(kind))));
         }
     }
 }
@@ -318,7 +327,6 @@ mod tests {
         assert_eq!(complaints(value!({})), Vec::<String>::new());
         let cases = [
             (value!({"replicas": -1}), "spec.replicas: Invalid value: -1: must be greater than or equal to 0"),
-            (value!({"selector": null}), "spec.selector: Required value"),
             (
                 value!({"selector": {"matchLabels": {"app": "b"}}}),
                 "spec.template.metadata.labels: Invalid value: {\"app\":\"a\"}: `selector` does not match template `labels`",
@@ -335,5 +343,6 @@ mod tests {
         for (extra, want) in cases {
             assert_eq!(complaints(extra.clone()), [want], "{extra}");
         }
+        assert_eq!(complaints(value!({"selector": null}))[0], "spec.selector: Required value");
     }
 }

@@ -130,7 +130,13 @@ impl Strategy for EndpointSlices {
     fn has_generation(&self) -> bool {
         true
     }
+    fn prepare_create(&self, _: &Context, object: &mut Value) -> Result<()> {
+        object.set(&["metadata", "generation"], 1);
+        drop_hostname(object);
+        Ok(())
+    }
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        drop_hostname(new);
         count_generation(new, old);
         Ok(())
     }
@@ -173,6 +179,17 @@ impl Strategy for EndpointSlices {
             table::age(object, now).into(),
         ]
     }
+}
+
+/// `nodeName` took the place of this topology key.
+fn drop_hostname(slice: &mut Value) {
+    each(slice.make_map(&[]), "endpoints", |endpoint| {
+        let Some(topology) = endpoint.get_mut("deprecatedTopology").and_then(Value::as_map_mut) else { return };
+        topology.remove("kubernetes.io/hostname");
+        if topology.is_empty() {
+            endpoint.remove("deprecatedTopology");
+        }
+    });
 }
 
 const ENDPOINTS_MAX: usize = 1000;

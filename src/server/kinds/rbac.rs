@@ -56,7 +56,7 @@ impl Strategy for Roles {
                 let before = errors.len();
                 validation::label_selector(&mut errors, &at, Some(selector));
                 if errors.len() > before {
-                    errors.push(FieldError::invalid(at, selector.clone(), "invalid label selector."));
+                    errors.push(FieldError::invalid(at, Value::Null, "invalid label selector."));
                 }
             }
         }

@@ -140,7 +140,7 @@ fn legacy(event: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     namespace_matches(&mut errors, event);
     if event.at(&["eventTime"]).is_some() {
-        reported(&mut errors, event, "reportingController");
+        reported(&mut errors, event, "reportingComponent");
     }
     errors
 }
@@ -148,10 +148,10 @@ fn legacy(event: &Value) -> Vec<FieldError> {
 fn strict(event: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     namespace_matches(&mut errors, event);
-    if event.at(&["eventTime"]).is_none() {
-        errors.push(FieldError::required("eventTime", ""));
+    match event.at(&["eventTime"]) {
+        None => errors.push(FieldError::required("eventTime", "")),
+        Some(_) => reported(&mut errors, event, "reportingController"),
     }
-    reported(&mut errors, event, "reportingController");
     let kind = event.str_at(&["type"]);
     if !matches!(kind, "Normal" | "Warning") {
         errors.push(FieldError::invalid("type", "", format!("has invalid value: {kind}")));

@@ -35,7 +35,9 @@ impl Strategy for Nodes {
         pod_cidrs(object);
     }
     /// A kubelet registers with its status: it is kept.
-    fn prepare_create(&self, _: &Context, _: &mut Value) -> Result<()> {
+    fn prepare_create(&self, _: &Context, node: &mut Value) -> Result<()> {
+        // Dynamic kubelet configuration is gone; its field is dropped.
+        node.remove(&["spec", "configSource"]);
         Ok(())
     }
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {

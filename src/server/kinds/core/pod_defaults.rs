@@ -45,6 +45,17 @@ pub fn each(map: &mut Map, key: &str, mut f: impl FnMut(&mut Map)) {
     list.into_iter().flatten().filter_map(Value::as_map_mut).for_each(&mut f);
 }
 
+/// What stands behind feature gates that are off: dropped from new objects.
+pub fn drop_disabled(spec: &mut Map) {
+    for list in ["containers", "initContainers"] {
+        each(spec, list, |c| {
+            with(c, "lifecycle", |l| {
+                l.remove("stopSignal");
+            });
+        });
+    }
+}
+
 fn with(map: &mut Map, key: &str, f: impl FnOnce(&mut Map)) {
     if let Some(inner) = map.get_mut(key).and_then(Value::as_map_mut) {
         f(inner);

@@ -51,6 +51,7 @@ struct Surroundings<'a> {
     volumes: Vec<(&'a str, &'a Value)>,
     claims: Vec<&'a str>,
     grace_seconds: i64,
+    is_template: bool,
 }
 
 fn spec(errors: &mut Errors, at: &str, spec: &Value) {
@@ -61,6 +62,7 @@ fn spec(errors: &mut Errors, at: &str, spec: &Value) {
         volumes: spec.list_at(&["volumes"]).iter().map(|v| (v.str_at(&["name"]), v)).collect(),
         claims: spec.list_at(&["resourceClaims"]).iter().map(|c| c.str_at(&["name"])).collect(),
         grace_seconds: spec.i64_at(&["terminationGracePeriodSeconds"]).unwrap_or(30),
+        is_template: at != "spec",
     };
     volumes(errors, &format!("{at}.volumes"), spec.list_at(&["volumes"]));
     resource_claims(errors, &format!("{at}.resourceClaims"), spec.list_at(&["resourceClaims"]));
@@ -69,7 +71,6 @@ fn spec(errors: &mut Errors, at: &str, spec: &Value) {
     one_of(errors, &format!("{at}.dnsPolicy"), text("dnsPolicy"), &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
     node_selector_labels(errors, &format!("{at}.nodeSelector"), spec.at(&["nodeSelector"]));
     security_context(errors, at, spec);
-    pull_secrets(errors, &format!("{at}.imagePullSecrets"), spec.list_at(&["imagePullSecrets"]));
     affinity(errors, &format!("{at}.affinity"), spec.at(&["affinity"]));
     dns_config(errors, &format!("{at}.dnsConfig"), spec);
     readiness_gates(errors, &format!("{at}.readinessGates"), spec.list_at(&["readinessGates"]));
@@ -164,7 +165,9 @@ fn container<'a>(errors: &mut Errors, at: &str, c: &'a Value, around: &Surroundi
     if !name.is_empty() && !names.insert(name) {
         errors.push(FieldError::duplicate(format!("{at}.name"), name));
     }
-    image(errors, &format!("{at}.image"), c.str_at(&["image"]));
+    let name_of_image = c.str_at(&["image"]);
+    // A template may still be wrong about white space: it is the pod that is refused.
+    image(errors, &format!("{at}.image"), if around.is_template { name_of_image.trim() } else { name_of_image });
     match c.str_at(&["terminationMessagePolicy"]) {
         "" => errors.push(FieldError::required(format!("{at}.terminationMessagePolicy"), "")),
         policy => one_of(errors, &format!("{at}.terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]),
@@ -217,10 +220,6 @@ fn ports(errors: &mut Errors, at: &str, ports: &[Value], host_network: bool) {
         match p.str_at(&["protocol"]) {
             "" => errors.push(FieldError::required(format!("{at}.protocol"), "")),
             protocol => one_of(errors, &format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
-        }
-        let ip = p.str_at(&["hostIP"]);
-        if !ip.is_empty() {
-            invalid(errors, &format!("{at}.hostIP"), ip, check::ip(ip));
         }
     }
 }
@@ -371,12 +370,12 @@ fn resource_field_ref(errors: &mut Errors, at: &str, r: &Value, in_volume: bool)
     let at = format!("{at}.divisor");
     if resource.ends_with(".cpu") {
         if !matches!(divisor, "1m" | "1") {
-            errors.push(FieldError::invalid(at, divisor, "only divisor's values 1m and 1 are supported with the cpu resource"));
+            errors.push(FieldError::invalid(at, resource, "only divisor's values 1m and 1 are supported with the cpu resource"));
         }
     } else if !["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"].contains(&divisor) {
         let kind = if resource.ends_with(".memory") { "memory" } else { "local ephemeral storage" };
         let why = format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {kind} resource");
-        errors.push(FieldError::invalid(at, divisor, why));
+        errors.push(FieldError::invalid(at, resource, why));
     }
 }
 
@@ -395,7 +394,7 @@ fn env_from(errors: &mut Errors, at: &str, list: &[Value]) {
         }
         for key in refs {
             if e.str_at(&[key, "name"]).is_empty() {
-                invalid(errors, &format!("{each}.{key}.name"), "", check::subdomain(""));
+                errors.push(FieldError::required(format!("{each}.{key}.name"), ""));
             }
         }
     }
@@ -406,12 +405,11 @@ fn mounts(errors: &mut Errors, at: &str, c: &Value, around: &Surroundings) {
     for (i, m) in c.list_at(&["volumeMounts"]).iter().enumerate() {
         let each = format!("{at}.volumeMounts[{i}]");
         let (name, path) = (m.str_at(&["name"]), m.str_at(&["mountPath"]));
-        match name {
-            "" => errors.push(FieldError::required(format!("{each}.name"), "")),
-            _ if !around.volumes.iter().any(|(v, _)| *v == name) => {
-                errors.push(FieldError::not_found(format!("{each}.name"), name));
-            }
-            _ => {}
+        if name.is_empty() {
+            errors.push(FieldError::required(format!("{each}.name"), ""));
+        }
+        if !around.volumes.iter().any(|(v, _)| *v == name) {
+            errors.push(FieldError::not_found(format!("{each}.name"), name));
         }
         if path.is_empty() {
             errors.push(FieldError::required(format!("{each}.mountPath"), ""));
@@ -453,11 +451,17 @@ fn mounts(errors: &mut Errors, at: &str, c: &Value, around: &Surroundings) {
 }
 
 fn devices(errors: &mut Errors, at: &str, c: &Value, around: &Surroundings) {
+    let mut names = HashSet::new();
     for (i, d) in c.list_at(&["volumeDevices"]).iter().enumerate() {
         let each = format!("{at}.volumeDevices[{i}]");
         let (name, path) = (d.str_at(&["name"]), d.str_at(&["devicePath"]));
+        if name.is_empty() {
+            errors.push(FieldError::required(format!("{each}.name"), ""));
+        }
+        if !names.insert(name) {
+            errors.push(FieldError::invalid(format!("{each}.name"), name, "must be unique"));
+        }
         match around.volumes.iter().find(|(v, _)| *v == name) {
-            _ if name.is_empty() => errors.push(FieldError::required(format!("{each}.name"), "")),
             Some((_, volume)) if volume.at(&["persistentVolumeClaim"]).is_none() && volume.at(&["ephemeral"]).is_none() => {
                 let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                 errors.push(FieldError::invalid(format!("{each}.name"), name, why));
@@ -570,7 +574,10 @@ fn claims(errors: &mut Errors, at: &str, claims: &[Value], known: &[&str]) {
         }
         if !known.contains(&name) {
             let mut error = FieldError::not_found(at, name);
-            error.detail = format!("must be one of the names in pod.spec.resourceClaims: {}", known.join(", "));
+            error.detail = match known {
+                [] => "must be one of the names in pod.spec.resourceClaims which is empty".to_string(),
+                known => format!("must be one of the names in pod.spec.resourceClaims: {}", known.join(", ")),
+            };
             errors.push(error);
         }
     }
@@ -607,15 +614,21 @@ fn resource_claims(errors: &mut Errors, at: &str, claims: &[Value]) {
         match (c.at(&["resourceClaimName"]).is_some(), c.at(&["resourceClaimTemplateName"]).is_some()) {
             (true, true) => {
                 let why = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
-                errors.push(FieldError::invalid(at, c.clone(), why));
+                errors.push(check::shown_as(FieldError::invalid(at, "", why), show_claim(c)));
             }
             (false, false) => {
                 let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-                errors.push(FieldError::invalid(at, c.clone(), why));
+                errors.push(check::shown_as(FieldError::invalid(at, "", why), show_claim(c)));
             }
             _ => {}
         }
     }
+}
+
+fn show_claim(claim: &Value) -> String {
+    let member = |key: &str| claim.get(key).unwrap_or(&Value::Null).to_string();
+    let (claim, template) = (member("resourceClaimName"), member("resourceClaimTemplateName"));
+    format!("{{\"Name\":{},\"ResourceClaimName\":{claim},\"ResourceClaimTemplateName\":{template}}}", member("name"))
 }
 
 // --- probes and hooks
@@ -764,8 +777,14 @@ fn volume_source(errors: &mut Errors, at: &str, volume: &Value) {
             errors.push(FieldError::forbidden(at, "may not specify more than 1 volume type"));
             continue;
         }
+        // Upstream's path for it differs from the field.
+        let at = if source == "gcePersistentDisk" { at.replace(source, "persistentDisk") } else { at };
         let required = REQUIRED.iter().find(|(name, _)| *name == source).map_or(&[][..], |(_, keys)| keys);
         for key in required {
+            // A template may leave the image to whoever makes pods of it.
+            if source == "image" && at.contains(".template.") {
+                continue;
+            }
             let missing = match body.get(key) {
                 None | Some(Value::Null) => true,
                 Some(Value::Str(s)) => s.is_empty(),
@@ -778,6 +797,9 @@ fn volume_source(errors: &mut Errors, at: &str, volume: &Value) {
         }
         match source {
             "hostPath" => host_path(errors, &at, body),
+            "nfs" if !body.str_at(&["path"]).starts_with('/') => {
+                errors.push(FieldError::invalid(format!("{at}.path"), body.str_at(&["path"]), "must be an absolute path"));
+            }
             "emptyDir" => empty_dir(errors, &at, body),
             "configMap" | "secret" => {
                 default_mode(errors, &at, body);
@@ -935,9 +957,6 @@ fn projected(errors: &mut Errors, at: &str, body: &Value) {
                 }
                 _ => claim(errors, s.str_at(&["path"])),
             }
-        }
-        if count == 0 {
-            errors.push(FieldError::required(each, "must specify a volume type"));
         }
     }
 }
@@ -1125,14 +1144,6 @@ fn scheduling_gates(errors: &mut Errors, at: &str, gates: &[Value]) {
 
 // --- names and addresses
 
-fn pull_secrets(errors: &mut Errors, at: &str, secrets: &[Value]) {
-    for (i, secret) in secrets.iter().enumerate() {
-        if secret.as_map().is_some_and(Map::is_empty) {
-            errors.push(FieldError::required(format!("{at}[{i}]"), "name cannot be empty"));
-        }
-    }
-}
-
 fn host_aliases(errors: &mut Errors, at: &str, aliases: &[Value]) {
     for (i, alias) in aliases.iter().enumerate() {
         let ip = alias.str_at(&["ip"]);
@@ -1195,7 +1206,7 @@ fn id(errors: &mut Errors, at: &str, holder: &Value, key: &str) {
 
 fn security_context(errors: &mut Errors, at: &str, spec: &Value) {
     if spec.get("hostUsers").and_then(Value::as_bool) == Some(false) {
-        for (key, shown) in [("hostPID", "HostPID"), ("hostIPC", "HostIPC"), ("hostNetwork", "hostNetwork")] {
+        for (key, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
             if spec.bool_at(&[key]) {
                 errors.push(FieldError::forbidden(format!("{at}.{shown}"), "when `hostUsers` is false"));
             }
@@ -1251,7 +1262,10 @@ fn profile(errors: &mut Errors, at: &str, profile: Option<&Value>, what: &str) {
     let kind = profile.str_at(&["type"]);
     let local = profile.at(&["localhostProfile"]).is_some();
     match kind {
-        "" => errors.push(FieldError::required(format!("{at}.type"), "type is required when seccompProfile is set")),
+        "" => {
+            let field = at.rsplit('.').next().unwrap_or("");
+            errors.push(FieldError::required(format!("{at}.type"), format!("type is required when {field} is set")));
+        }
         "Localhost" if !local => {
             errors.push(FieldError::required(format!("{at}.localhostProfile"), format!("must be set when {what} type is Localhost")));
         }
@@ -1299,6 +1313,7 @@ pub fn ephemeral_containers(pod: &Value) -> Errors {
         volumes: spec.list_at(&["volumes"]).iter().map(|v| (v.str_at(&["name"]), v)).collect(),
         claims: Vec::new(),
         grace_seconds: 0,
+        is_template: false,
     };
     const FORBIDDEN: [&str; 7] = ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources", "resizePolicy"];
     for (i, c) in spec.list_at(&["ephemeralContainers"]).iter().enumerate() {

@@ -46,16 +46,20 @@ impl Strategy for Pods {
         pod_defaults::pod(object);
     }
 
-    fn prepare_create(&self, _: &Context, object: &mut Value) -> Result<()> {
+    fn prepare_create(&self, context: &Context, object: &mut Value) -> Result<()> {
         object.set(&["metadata", "generation"], 1);
         let mut status = value!({"phase": "Pending", "qosClass": qos::class(object)});
         if !object.list_at(&["spec", "schedulingGates"]).is_empty() {
             let gated = value!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-                "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
+                "message": "Scheduling is blocked due to non-empty scheduling gates", "lastTransitionTime": context.now.to_string()}]);
             status.set(&["conditions"], gated);
         }
         object.set(&["status"], status);
+        if object.i64_at(&["spec", "terminationGracePeriodSeconds"]).is_some_and(|n| n < 0) {
+            object.set(&["spec", "terminationGracePeriodSeconds"], 1);
+        }
         merge_match_label_keys(object);
+        pod_defaults::drop_disabled(object.make_map(&["spec"]));
         Ok(())
     }
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {

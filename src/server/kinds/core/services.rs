@@ -12,7 +12,7 @@ use crate::api::value::{Map, Value};
 use crate::server::alloc::{self, Ports, Refusal};
 use crate::server::kinds::core::{pod_defaults::each, print_labels};
 use crate::server::kinds::none;
-use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_status_update, restore};
+use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy, begin_status_update, restore};
 use crate::server::table;
 
 pub struct Services;
@@ -59,6 +59,9 @@ impl Strategy for Services {
     }
     fn has_generation(&self) -> bool {
         false
+    }
+    fn name_rule(&self) -> NameRule {
+        NameRule::Label
     }
     fn create_on_update(&self) -> bool {
         true

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::services::is_external;
 use crate::api::status::FieldError;
-use crate::api::value::{Map, Value};
+use crate::api::value::Value;
 use crate::server::validation::{self as check, invalid, invalid_number, one_of};
 
 type Errors = Vec<FieldError>;
@@ -124,10 +124,12 @@ fn ports(errors: &mut Errors, spec: &Value, kind: &str, headless: bool) {
             }
         }
         if !numbers.insert((protocol, port)) && !headless {
-            let mut shown = Map::new();
-            shown.insert("port", port);
-            shown.insert("protocol", protocol);
-            errors.push(FieldError::duplicate(at, shown));
+            // Only what makes ports the same is compared; the rest is shown as nothing.
+            let shown = format!(
+                "{{\"Name\":\"\",\"Protocol\":{},\"AppProtocol\":null,\"Port\":{port},\"TargetPort\":0,\"NodePort\":0}}",
+                Value::from(protocol)
+            );
+            errors.push(check::shown_as(FieldError::duplicate(at, ""), shown));
         }
     }
 }
