@@ -184,7 +184,9 @@ impl Node {
         let address = SocketAddr::new(config.bind_address, config.kubelet_port);
         let listener = Listener::bind(address, &identities.kubelet_serving, &[&pki.client.certificate], &["http/1.1"]).await?;
         let runtime = Arc::new(Linux::open(runtime_config(config)).await.context("the container runtime cannot start")?);
-        let network = Arc::new(Network::start(net_config(config)?, client.clone()).await.context("the pod network cannot start")?);
+        // As kube-proxy is known to the bootstrap policy: services and slices are not a kubelet's to read.
+        let proxy = User { name: "system:kube-proxy".into(), groups: vec!["system:authenticated".into()], ..User::default() };
+        let network = Arc::new(Network::start(net_config(config)?, client.as_user(proxy)).await.context("the pod network cannot start")?);
         let agent = Agent::start(agent_config(config), client, runtime, Arc::new(PodLinks(network.clone()))).await.context("the node agent cannot start")?;
         let agent = Arc::new(agent);
         task::spawn("kubelet-listener", serve_kubelet(listener, agent.clone(), shutdown.clone()));

@@ -1,12 +1,18 @@
 //! The one integration-test binary: every other file here is a module of it (`tidy` checks that none is forgotten).
 
+mod cluster;
+
 mod codec;
 
 mod store;
 
 mod runtime;
 
+mod image;
+
 mod net;
+
+mod node;
 
 mod api;
 
