@@ -194,7 +194,8 @@ fn show(key: &[u8]) -> String {
     String::from_utf8_lossy(key).replace('\0', "/")
 }
 
-/// The store. Clones share it; the last one dropped stops it, [`Store::close`] waits for that.
+/// The store. Clones share it; the last one dropped stops it, [`Store::close`] waits for that: only then may the directory
+/// be opened again.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -206,6 +207,7 @@ struct Inner {
     wal: Wal<LogEntry>,
     node: Arc<Node>,
     keeper: Keeper,
+    cluster: u128,
     in_flight: AtomicUsize,
     closed: AtomicBool,
 }
@@ -271,7 +273,7 @@ impl Store {
         let work = keeper::Work::new(&config, identity.cluster, shared.clone(), wal.clone(), node.clone(), checkpoints, generations);
         let keeper = Keeper::start(work).map_err(io_error("start the checkpoint thread"))?;
         let (in_flight, closed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let store = Store { inner: Arc::new(Inner { config, shared, wal, node, keeper, in_flight, closed }) };
+        let store = Store { inner: Arc::new(Inner { config, shared, wal, node, keeper, cluster: identity.cluster, in_flight, closed }) };
         store.skip_lost_revisions(found).await?;
         Ok(store)
     }
@@ -419,6 +421,21 @@ impl Store {
     /// Makes a checkpoint and a snapshot file now, whatever the log's size. Returns when they are durable.
     pub async fn checkpoint(&self) -> Result<(), Error> {
         self.inner.keeper.checkpoint().await
+    }
+
+    /// Writes the present state as one verified file, for [`Store::restore`].
+    pub async fn save_snapshot(&self, file: PathBuf) -> Result<(), Error> {
+        let inner = self.inner.clone();
+        let doing = format!("write the snapshot {}", file.display());
+        let save = move || snapshot::write(inner.config.fs.as_ref(), &file, inner.cluster, &inner.shared.pin()).map(|_| ());
+        let saved = tokio::task::spawn_blocking(save).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        saved.map_err(io_error(doing))
+    }
+
+    /// Begins a store in `config.dir`, which must be empty, from a snapshot file; returns its revision, which is far ahead
+    /// of the snapshot's, so that whoever watched the old store lists again.
+    pub fn restore(config: &Config, file: &std::path::Path) -> Result<u64, Error> {
+        recover::restore_into(config, file)
     }
 
     /// This process may run what only the leader runs.

@@ -6,18 +6,21 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
 use super::checkpoint::Checkpoints;
 use super::fs::{self, Fs};
 use super::keeper::Generations;
-use super::raft::{Core, LogEntry};
+use super::raft::{Core, LogEntry, Shared};
 use super::state::{Row, State};
 use super::tables::Head;
 use super::wal::{self, Found, Position, Wal};
 use super::{Config, Error, io_error, snapshot};
 
+/// As etcd's own restore does it.
+const RESTORE_JUMP: u64 = 1_000_000_000;
 const FORMAT: &str = "coracle-store 1";
 
 /// Who this store is; written once.
@@ -91,7 +94,7 @@ fn restore(config: &Config, identity: &Identity, wal: &Wal<LogEntry>) -> Result<
         state.set_checkpoint(head.revision);
     }
     info!(revision = head.revision, keys = state.live().keys, "state loaded");
-    Ok((Core { state, applied: head.applied, members: head.members, has_snapshot: true }, checkpoints, generations))
+    Ok((Core { state, applied: head.applied, members: head.members, has_snapshot: head.applied.is_some() }, checkpoints, generations))
 }
 
 fn damaged(config: &Config, what: &str) -> Error {
@@ -172,15 +175,39 @@ fn identity(config: &Config) -> Result<Identity, Error> {
             if !config.fs.list(&config.dir.join("wal")).unwrap_or_default().is_empty() {
                 return Err(damaged(config, "its `meta` file is missing"));
             }
-            let mut random = [0; 16];
-            getrandom::fill(&mut random).map_err(|error| Error::Io { doing: "choose a cluster id".into(), source: io::Error::other(error) })?;
-            let identity = Identity { cluster: u128::from_le_bytes(random), node: 1 };
-            let text = format!("{FORMAT}\ncluster {:032x}\nnode {}\n", identity.cluster, identity.node);
-            fs::replace(config.fs.as_ref(), &path, text.as_bytes()).map_err(io_error(format!("write {}", path.display())))?;
-            Ok(identity)
+            new_identity(config)
         }
         Err(error) => Err(io_error(format!("read {}", path.display()))(error)),
     }
+}
+
+fn new_identity(config: &Config) -> Result<Identity, Error> {
+    let path = config.dir.join("meta");
+    let mut random = [0; 16];
+    let source = getrandom::fill(&mut random).map_err(io::Error::other);
+    source.map_err(io_error("choose a cluster id"))?;
+    let identity = Identity { cluster: u128::from_le_bytes(random), node: 1 };
+    let text = format!("{FORMAT}\ncluster {:032x}\nnode {}\n", identity.cluster, identity.node);
+    fs::replace(config.fs.as_ref(), &path, text.as_bytes()).map_err(io_error(format!("write {}", path.display())))?;
+    Ok(identity)
+}
+
+/// Begins a new store in an empty directory from a snapshot file; returns its revision. It is another cluster with the
+/// same objects: the revision is moved far ahead, so that whoever still watches the old one lists again.
+pub(crate) fn restore_into(config: &Config, file: &Path) -> Result<u64, Error> {
+    let fs = config.fs.as_ref();
+    let doing = || format!("restore {} into {}", file.display(), config.dir.display());
+    fs.create_dir_all(&config.dir).map_err(io_error(doing()))?;
+    if !fs.list(&config.dir).map_err(io_error(doing()))?.is_empty() {
+        return Err(Error::Io { doing: doing(), source: io::Error::other("the directory is not empty") });
+    }
+    let (head, rows) = snapshot::load(fs, file).map_err(io_error(doing()))?;
+    let state = State::restore(head.revision + RESTORE_JUMP, rows);
+    let revision = state.revision();
+    let identity = new_identity(config)?;
+    let shared = Arc::new(Shared::new(Core { state, ..Core::default() }, 0));
+    snapshot::save(fs, &config.dir.join("snap"), identity.cluster, &shared.pin()).map_err(io_error(doing()))?;
+    Ok(revision)
 }
 
 fn parse_identity(bytes: &[u8]) -> Option<Identity> {

@@ -67,9 +67,15 @@ impl Output {
 /// Writes and verifies a snapshot of the pinned state in `dir`, then removes all but the newest ones.
 pub(crate) fn save(fs: &dyn Fs, dir: &Path, cluster: u128, pin: &Pin) -> io::Result<Saved> {
     fs.create_dir_all(dir)?;
-    let head = Head { cluster, applied: pin.applied, members: pin.members.clone(), revision: pin.revision };
     let index = pin.applied.map_or(0, |at| at.index);
-    let path = dir.join(format!("{index:020}-{}.ksnap", pin.revision));
+    let saved = write(fs, &dir.join(format!("{index:020}-{}.ksnap", pin.revision)), cluster, pin)?;
+    prune(fs, dir)?;
+    Ok(saved)
+}
+
+/// Writes and verifies a snapshot of the pinned state as `path`.
+pub(crate) fn write(fs: &dyn Fs, path: &Path, cluster: u128, pin: &Pin) -> io::Result<Saved> {
+    let head = Head { cluster, applied: pin.applied, members: pin.members.clone(), revision: pin.revision };
     let beside = path.with_extension("ksnap.tmp");
     let mut output = Output { file: fs.create(&beside)?, at: 0, digest: Sha256::new() };
     output.write(MAGIC)?;
@@ -93,14 +99,13 @@ pub(crate) fn save(fs: &dyn Fs, dir: &Path, cluster: u128, pin: &Pin) -> io::Res
     put_bytes(&mut end, &output.digest.clone().finalize());
     output.frame(3, &end)?;
     output.file.sync()?;
-    fs.rename(&beside, &path)?;
-    fs.sync_dir(dir)?;
-    let verified = read(fs, &path, |_| {})?;
+    fs.rename(&beside, path)?;
+    fs.sync_dir(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    let verified = read(fs, path, |_| {})?;
     if verified != head {
-        return Err(damaged(&path, "it does not read back as written"));
+        return Err(damaged(path, "it does not read back as written"));
     }
-    prune(fs, dir)?;
-    Ok(Saved { path, head, bytes: output.at })
+    Ok(Saved { path: path.to_path_buf(), head, bytes: output.at })
 }
 
 fn damaged(path: &Path, what: &str) -> io::Error {

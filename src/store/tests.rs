@@ -294,3 +294,44 @@ fn power_cuts_lose_nothing_that_was_acknowledged() {
         }
     });
 }
+
+#[test]
+fn a_snapshot_begins_another_store() {
+    block_on(async {
+        let disk = fake::SimFs::new();
+        let store = Store::open(config(&disk)).await.unwrap();
+        fill(&store, 0, 60).await;
+        store.save_snapshot("/backup.ksnap".into()).await.unwrap();
+        let before = dump(&store);
+        store.close().await;
+        let other = Config { dir: "/other".into(), ..config(&disk) };
+        assert_eq!(Store::restore(&other, "/backup.ksnap".as_ref()).unwrap(), 1_000_000_060);
+        assert!(Store::restore(&other, "/backup.ksnap".as_ref()).is_err(), "not into a directory in use");
+        for _ in 0..2 {
+            let store = Store::open(other.clone()).await.unwrap();
+            assert_eq!(dump(&store)[1..], before[1..]);
+            assert!(store.revision() >= 1_000_000_060);
+            assert!(matches!(store.watch(b"\0pods\0", 60), Err(Error::Compacted { .. })));
+            store.write(Batch::put("\0pods\0a\0000", "new")).await.unwrap();
+            store.close().await;
+        }
+    });
+}
+
+#[test]
+fn a_store_let_go_without_close_ends_by_itself() {
+    block_on(async {
+        let dir = TempDir::new("let-fall");
+        let store = Store::open(on_disk(&dir)).await.unwrap();
+        fill(&store, 0, 10).await;
+        drop(store);
+        let store = loop {
+            match Store::open(on_disk(&dir)).await {
+                Err(Error::Locked { .. }) => tokio::task::yield_now().await,
+                other => break other.unwrap(),
+            }
+        };
+        assert_eq!((store.count(b"\0pods\0"), store.revision()), (10, 10), "and properly");
+        store.close().await;
+    });
+}
