@@ -161,7 +161,7 @@ pub fn pack_image(executable: &Path, target: &Path) -> std::io::Result<()> {
     append(&mut layer, "coracle", 0o755, &std::fs::read(executable)?)?;
     let layer = layer.into_inner()?;
     let config = serde_json::json!({
-        "architecture": std::env::consts::ARCH, "os": "linux",
+        "architecture": architecture(), "os": "linux",
         "config": {"Entrypoint": ["/coracle"], "Cmd": ["echo", "8080"], "Env": ["PATH=/"], "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(&layer)))]},
     });
@@ -173,6 +173,15 @@ pub fn pack_image(executable: &Path, target: &Path) -> std::io::Result<()> {
     append(&mut archive, "layer.tar", 0o644, &layer)?;
     append(&mut archive, "manifest.json", 0o644, &serde_json::to_vec(&manifest)?)?;
     archive.into_inner()?.flush()
+}
+
+/// This machine's architecture as OCI spells it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 fn append<W: std::io::Write>(archive: &mut tar::Builder<W>, name: &str, mode: u32, data: &[u8]) -> std::io::Result<()> {

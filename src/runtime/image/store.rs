@@ -31,6 +31,34 @@ pub struct Store {
 struct Index {
     /// By manifest digest.
     images: BTreeMap<String, Record>,
+    /// The file this was read from: another process (`coracle images import`) may put a newer one in its place.
+    #[serde(skip)]
+    file: Option<(u64, std::time::SystemTime)>,
+}
+
+/// Tells one version of the index file from the next: each is a file of its own.
+fn identity(path: &Path) -> Option<(u64, std::time::SystemTime)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.ino(), metadata.modified().ok()?))
+}
+
+fn read_index(path: &Path) -> Result<Index> {
+    let file = identity(path);
+    let index: Index = match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| Error::Archive { archive: path.to_path_buf(), message: format!("unreadable index: {error}") })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Index::default(),
+        Err(error) => return Err(io("read", path)(error)),
+    };
+    Ok(Index { file, ..index })
+}
+
+/// Excludes other threads and other processes while held.
+pub struct Exclusive<'a> {
+    _thread: MutexGuard<'a, ()>,
+    /// Its lock goes with the descriptor. `None`: the file system has no locks, and one process must do.
+    _process: Option<nix::fcntl::Flock<fs::File>>,
 }
 
 /// One image as the index keeps it.
@@ -75,27 +103,38 @@ impl Store {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(io("make", &path))?;
         }
-        let path = root.join("index.json");
-        let index = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Error::Archive {
-                archive: path.clone(),
-                message: format!("unreadable index: {error}"),
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Index::default(),
-            Err(error) => return Err(io("read", &path)(error)),
-        };
+        let index = read_index(&root.join("index.json"))?;
         let store = Store { root: root.to_path_buf(), index: Mutex::new(index), unpacking: Mutex::new(()) };
-        store.sweep();
+        {
+            let _exclusive = store.exclusive();
+            store.sweep();
+        }
         Ok(store)
+    }
+
+    /// The index as it is on disk now.
+    fn index(&self) -> MutexGuard<'_, Index> {
+        let mut index = self.index.lock().expect("no panic while held");
+        let path = self.root.join("index.json");
+        if identity(&path) != index.file {
+            match read_index(&path) {
+                Ok(newer) => *index = newer,
+                Err(error) => tracing::warn!(%error, "the image index another process wrote cannot be read"),
+            }
+        }
+        index
     }
 
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// One import at a time; nothing is swept meanwhile.
-    pub fn exclusive(&self) -> MutexGuard<'_, ()> {
-        self.unpacking.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// One import at a time, over all processes that use this store; nothing is swept meanwhile.
+    pub fn exclusive(&self) -> Exclusive<'_> {
+        let thread = self.unpacking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(self.root.join("lock"));
+        let process = file.ok().and_then(|file| nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).ok());
+        Exclusive { _thread: thread, _process: process }
     }
 
     /// Where the layer of this chain id is, or will be.
@@ -105,14 +144,14 @@ impl Store {
 
     /// The layers of an image as overlay wants them: top first.
     pub fn lower_dirs(&self, id: &str) -> Option<Vec<PathBuf>> {
-        let index = self.index.lock().expect("no panic while held");
+        let index = self.index();
         let layers = &index.images.get(id)?.layers;
         Some(layers.iter().rev().map(|chain| self.root.join("layers").join(chain).join("fs")).collect())
     }
 
     /// The stored image a reference means. `Err`: the reference itself is malformed.
     pub fn resolve(&self, reference: &str) -> std::result::Result<Option<Image>, String> {
-        let index = self.index.lock().expect("no panic while held");
+        let index = self.index();
         if let Some(digest) = Digest::parse(reference) {
             let id = digest.to_string();
             return Ok(index.images.get(&id).map(|record| record.image(&id)));
@@ -135,13 +174,13 @@ impl Store {
     }
 
     pub fn list(&self) -> Vec<Image> {
-        let index = self.index.lock().expect("no panic while held");
+        let index = self.index();
         index.images.iter().map(|(id, record)| record.image(id)).collect()
     }
 
     pub fn usage(&self) -> Usage {
         let chains: BTreeSet<String> = {
-            let index = self.index.lock().expect("no panic while held");
+            let index = self.index();
             index.images.values().flat_map(|record| record.layers.iter().cloned()).collect()
         };
         let mut usage = Usage::default();
@@ -178,7 +217,7 @@ impl Store {
 
     /// Adds an image, or names to an image there is; a name moves here from whichever image had it.
     pub fn add(&self, id: &Digest, record: Record) -> Result<()> {
-        let mut index = self.index.lock().expect("no panic while held");
+        let mut index = self.index();
         let mut next = index.clone();
         for other in next.images.values_mut() {
             other.names.retain(|name| !record.names.contains(name));
@@ -199,7 +238,7 @@ impl Store {
             Ok(Some(image)) => image,
             Ok(None) | Err(_) => return Ok(()),
         };
-        let mut index = self.index.lock().expect("no panic while held");
+        let mut index = self.index();
         let mut next = index.clone();
         let whole = Digest::parse(reference).is_some() || reference.contains('@') || found.names.len() <= 1;
         if whole {
@@ -224,14 +263,15 @@ impl Store {
 
     fn commit(&self, index: &mut Index, next: Index) -> Result<()> {
         let bytes = serde_json::to_vec(&next).expect("the index is plain data");
-        replace(&self.root.join("index.json"), &bytes)?;
-        *index = next;
+        let path = self.root.join("index.json");
+        replace(&path, &bytes)?;
+        *index = Index { file: identity(&path), ..next };
         Ok(())
     }
 
     /// Removes layers and blobs no image names. Best effort: what stays is tried again next time.
     fn sweep(&self) {
-        let index = self.index.lock().expect("no panic while held");
+        let index = self.index();
         let mut keep: BTreeSet<String> = BTreeSet::new();
         for (id, record) in &index.images {
             keep.insert(id.trim_start_matches("sha256:").to_string());

@@ -59,6 +59,9 @@ impl<'a> Attributes<'a> {
         };
         // A namespace is authorized within itself.
         let is_namespace = request.resource.group.is_empty() && request.resource.plural == "namespaces";
+        // A collection narrowed to one name is authorized as that name.
+        let selector = request.options.field_selector.as_deref().unwrap_or("");
+        let pinned = selector.split(',').find_map(|term| term.strip_prefix("metadata.name=")).map_or("", |n| n.trim_start_matches('='));
         Attributes {
             verb,
             group: request.resource.group,
@@ -66,7 +69,7 @@ impl<'a> Attributes<'a> {
             resource: request.resource.plural,
             subresource: &request.subresource,
             namespace: if is_namespace { &request.name } else { &request.namespace },
-            name: &request.name,
+            name: if request.name.is_empty() { pinned } else { &request.name },
             path: "",
             field_selector: request.options.field_selector.as_deref().unwrap_or(""),
         }
