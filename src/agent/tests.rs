@@ -224,6 +224,7 @@ impl World {
         let dir = std::env::temp_dir().join(format!("coracle-agent-{name}-{}", std::process::id()));
         let _ = volumes::empty_dir::remove_tree(&dir);
         let runtime = Fake::new();
+        runtime.set_now(std::time::SystemTime::now());
         runtime.add_image("app:1", ImageConfig::default());
         let mut world = World { api: Api::new(), runtime, network: Arc::default(), dir, agent: None };
         world.start().await;
