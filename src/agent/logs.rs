@@ -46,10 +46,16 @@ impl Options {
                 "follow" => options.follow = on(),
                 "previous" => options.previous = on(),
                 "timestamps" => options.timestamps = on(),
-                "tailLines" => options.tail_lines = Some(usize::try_from(number(key, value)?).map_err(|_| "tailLines must not be negative")?),
-                "limitBytes" => options.limit_bytes = Some(usize::try_from(number(key, value)?).map_err(|_| "limitBytes must not be negative")?),
+                "tailLines" => {
+                    options.tail_lines = Some(usize::try_from(number(key, value)?).map_err(|_| "tailLines must not be negative")?)
+                }
+                "limitBytes" => {
+                    options.limit_bytes = Some(usize::try_from(number(key, value)?).map_err(|_| "limitBytes must not be negative")?)
+                }
                 "sinceSeconds" => options.since = Some(clock::text(now - number(key, value)? * 1000)),
-                "sinceTime" => options.since = Some(clock::text(clock::parse(value).ok_or_else(|| format!("invalid sinceTime: {value:?}"))?)),
+                "sinceTime" => {
+                    options.since = Some(clock::text(clock::parse(value).ok_or_else(|| format!("invalid sinceTime: {value:?}"))?))
+                }
                 "stream" if value != "All" => options.stream = Some(value.clone()),
                 _ => {}
             }
@@ -64,7 +70,11 @@ impl Options {
             return Some(line);
         };
         // Times are UTC and equally long up to the second, so they compare as text.
-        if self.since.as_ref().is_some_and(|since| parsed.time.as_bytes()[..19.min(parsed.time.len())] < since.as_bytes()[..19.min(since.len())]) {
+        if self
+            .since
+            .as_ref()
+            .is_some_and(|since| parsed.time.as_bytes()[..19.min(parsed.time.len())] < since.as_bytes()[..19.min(since.len())])
+        {
             return None;
         }
         let wanted = match self.stream.as_deref() {
@@ -271,10 +281,14 @@ mod tests {
     #[test]
     fn options_choose_lines() {
         let query: Vec<(String, String)> =
-            [("tailLines", "5"), ("timestamps", "true"), ("sinceTime", "2023-11-14T22:13:20Z"), ("stream", "Stderr")].map(|(k, v)| (k.into(), v.into())).into();
+            [("tailLines", "5"), ("timestamps", "true"), ("sinceTime", "2023-11-14T22:13:20Z"), ("stream", "Stderr")]
+                .map(|(k, v)| (k.into(), v.into()))
+                .into();
         let options = Options::parse(&query, 0).unwrap();
         let mut out = BytesMut::new();
-        for line in ["2023-11-14T22:13:19.9Z stderr F old\n", "2023-11-14T22:13:20.1Z stdout F out\n", "2023-11-14T22:13:20.2Z stderr F new\n"] {
+        for line in
+            ["2023-11-14T22:13:19.9Z stderr F old\n", "2023-11-14T22:13:20.1Z stdout F out\n", "2023-11-14T22:13:20.2Z stderr F new\n"]
+        {
             options.show(line.as_bytes(), &mut out);
         }
         assert_eq!(&out[..], b"2023-11-14T22:13:20.2Z new\n");

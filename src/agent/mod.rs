@@ -78,7 +78,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub async fn start(config: AgentConfig, client: Client, runtime: Arc<dyn Runtime>, network: Arc<dyn PodNetwork>) -> Result<Agent, Error> {
+    pub async fn start(
+        config: AgentConfig,
+        client: Client,
+        runtime: Arc<dyn Runtime>,
+        network: Arc<dyn PodNetwork>,
+    ) -> Result<Agent, Error> {
         Agent::start_with_clock(config, client, runtime, network, Arc::new(SystemClock)).await
     }
 
@@ -95,7 +100,8 @@ impl Agent {
         let log_root = config.data_dir.join("logs/pods");
         std::fs::create_dir_all(&log_root).map_err(directories)?;
         let (sources, changed) = Sources::new(client.clone());
-        let volumes = Volumes::new(client.clone(), sources, config.data_dir.join("pods"), config.run_dir.join("secrets")).map_err(directories)?;
+        let volumes =
+            Volumes::new(client.clone(), sources, config.data_dir.join("pods"), config.run_dir.join("secrets")).map_err(directories)?;
         let facts = Facts::read(&config.data_dir, runtime.version());
         let shared = Arc::new(Shared {
             runtime: runtime.clone(),

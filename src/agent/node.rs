@@ -378,7 +378,14 @@ mod tests {
     }
 
     fn facts() -> Facts {
-        Facts { cpus: 2, memory_bytes: 4 << 30, memory_available_bytes: 2 << 30, disk_bytes: 100 << 30, disk_available_bytes: 50 << 30, ..Facts::default() }
+        Facts {
+            cpus: 2,
+            memory_bytes: 4 << 30,
+            memory_available_bytes: 2 << 30,
+            disk_bytes: 100 << 30,
+            disk_available_bytes: 50 << 30,
+            ..Facts::default()
+        }
     }
 
     #[test]

@@ -133,7 +133,8 @@ pub struct Streak {
 impl Streak {
     /// Takes one result; `Some` once it has come often enough to count.
     pub fn take(&mut self, ok: bool, probe: &Probe) -> Option<bool> {
-        *self = if self.length > 0 && self.ok == ok { Streak { ok, length: self.length.saturating_add(1) } } else { Streak { ok, length: 1 } };
+        *self =
+            if self.length > 0 && self.ok == ok { Streak { ok, length: self.length.saturating_add(1) } } else { Streak { ok, length: 1 } };
         let threshold = if ok { probe.success_threshold } else { probe.failure_threshold };
         (self.length >= threshold).then_some(ok)
     }
@@ -142,9 +143,17 @@ impl Streak {
 /// What a probe task tells.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Told {
-    Verdict { id: String, kind: Kind, ok: bool, grace_seconds: Option<i64> },
+    Verdict {
+        id: String,
+        kind: Kind,
+        ok: bool,
+        grace_seconds: Option<i64>,
+    },
     /// One try failed: an event.
-    Failed { name: String, message: String },
+    Failed {
+        name: String,
+        message: String,
+    },
 }
 
 /// The tasks of one running container.
@@ -290,7 +299,9 @@ async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)
     let mut stream = connected.map_err(|e| format!("dial tcp {address}: {}", dial_text(&e)))?;
     let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
     let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
-    for (name, value, wanted) in [("Host", address.as_str(), !has("host")), ("User-Agent", "kube-probe/1.36", !has("user-agent")), ("Accept", "*/*", !has("accept"))] {
+    for (name, value, wanted) in
+        [("Host", address.as_str(), !has("host")), ("User-Agent", "kube-probe/1.36", !has("user-agent")), ("Accept", "*/*", !has("accept"))]
+    {
         if wanted {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -311,7 +322,13 @@ async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)
     }
     let line = String::from_utf8_lossy(&head);
     let code = line.strip_prefix("HTTP/").and_then(|l| l.split(' ').nth(1)).and_then(|c| c.trim().parse().ok());
-    code.ok_or_else(|| if head.is_empty() { "EOF".to_string() } else { "net/http: HTTP/1.x transport connection broken: malformed HTTP response".to_string() })
+    code.ok_or_else(|| {
+        if head.is_empty() {
+            "EOF".to_string()
+        } else {
+            "net/http: HTTP/1.x transport connection broken: malformed HTTP response".to_string()
+        }
+    })
 }
 
 #[cfg(test)]

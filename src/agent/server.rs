@@ -46,7 +46,10 @@ impl Peer {
         let Ok((_, certificate)) = x509_parser::parse_x509_certificate(leaf) else { return Peer::default() };
         let subject = certificate.subject();
         let text = |a: &x509_parser::x509::AttributeTypeAndValue| a.as_str().unwrap_or("").to_string();
-        Peer { name: subject.iter_common_name().next().map(text).unwrap_or_default(), groups: subject.iter_organization().map(text).collect() }
+        Peer {
+            name: subject.iter_common_name().next().map(text).unwrap_or_default(),
+            groups: subject.iter_organization().map(text).collect(),
+        }
     }
 
     fn is_api_server(&self) -> bool {
@@ -132,9 +135,7 @@ impl Server {
         match words.as_slice() {
             ["pods"] => json(&self.pods()),
             ["metrics"] => text(StatusCode::OK, crate::telemetry::render()),
-            ["stats", "summary"] => {
-                json(&self.summaries.summary(self.kubelet.shared(), self.kubelet.pods(), &self.data_dir).await)
-            }
+            ["stats", "summary"] => json(&self.summaries.summary(self.kubelet.shared(), self.kubelet.pods(), &self.data_dir).await),
             ["containerLogs", namespace, pod, container] => self.logs(namespace, pod, container, request.uri()).await,
             ["exec", namespace, pod, container] => self.exec(namespace, pod, container, request).await,
             ["exec", namespace, pod, _uid, container] => self.exec(namespace, pod, container, request).await,

@@ -65,7 +65,10 @@ impl Summaries {
             let mut one = value!({"name": c.name, "startTime": clock::text(clock::of_system(started))});
             one.set(&["cpu"], self.cpu(id, stats.cpu_nanoseconds, now));
             one.set(&["memory"], memory(stats, now));
-            one.set(&["rootfs"], value!({"time": clock::text(now), "usedBytes": stats.writable.bytes, "inodesUsed": stats.writable.inodes}));
+            one.set(
+                &["rootfs"],
+                value!({"time": clock::text(now), "usedBytes": stats.writable.bytes, "inodesUsed": stats.writable.inodes}),
+            );
             let log_bytes = std::fs::metadata(&c.log_path).map_or(0, |m| m.len());
             one.set(&["logs"], value!({"time": clock::text(now), "usedBytes": log_bytes}));
             containers.push(one);
@@ -76,7 +79,8 @@ impl Summaries {
 
     fn cpu(&self, key: &str, nanoseconds: u64, now: Millis) -> Value {
         let mut cpu = value!({"time": clock::text(now), "usageCoreNanoSeconds": nanoseconds});
-        let previous = self.samples.lock().expect("nothing panics while holding it").insert(key.to_string(), Sample { at: now, nanoseconds });
+        let previous =
+            self.samples.lock().expect("nothing panics while holding it").insert(key.to_string(), Sample { at: now, nanoseconds });
         if let Some(before) = previous.filter(|s| s.at < now) {
             let used = nanoseconds.saturating_sub(before.nanoseconds);
             let elapsed = u64::try_from(now - before.at).unwrap_or(1);

@@ -11,9 +11,9 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::Message;
 
 use crate::api::value::Value;
 use crate::runtime::{self, ExecSession};
@@ -243,7 +243,8 @@ mod tests {
             let _ = is_done.await;
             Ok(7)
         });
-        let session = ExecSession { stdin: Some(Box::new(stdin)), stdout: Some(Box::new(stdout)), stderr: None, exit, control: Arc::new(Nothing) };
+        let session =
+            ExecSession { stdin: Some(Box::new(stdin)), stdout: Some(Box::new(stdout)), stderr: None, exit, control: Arc::new(Nothing) };
         let serving = tokio::spawn(serve(server, Protocol::V5, Ok(session)));
         let mut socket = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
         socket.send(frame(STDIN, b"hello")).await.unwrap();

@@ -14,8 +14,8 @@ use crate::api::request::{Body, Event, List, Outcome, Request, Response, User, V
 use crate::api::resource::{self, Resource};
 use crate::api::status::{Result as ApiResult, Status};
 use crate::api::value::Value;
-use crate::runtime::fake::{Fake, Script};
 use crate::runtime::ImageConfig;
+use crate::runtime::fake::{Fake, Script};
 use crate::value;
 
 type Key = (&'static str, String, String);
@@ -48,7 +48,8 @@ impl Api {
     }
 
     fn put(&self, resource: &'static Resource, object: Value) -> Object {
-        let key = (resource.plural, object.str_at(&["metadata", "namespace"]).to_string(), object.str_at(&["metadata", "name"]).to_string());
+        let key =
+            (resource.plural, object.str_at(&["metadata", "namespace"]).to_string(), object.str_at(&["metadata", "name"]).to_string());
         let mut state = self.state.lock().unwrap();
         state.revision += 1;
         let encoded = Object::from_value(resource, &object, state.revision);
@@ -124,7 +125,10 @@ impl Api {
             }
             (Verb::List, _) => {
                 let state = self.state.lock().unwrap();
-                let items = state.objects.iter().filter(|(k, (v, _, _))| k.0 == r.resource.plural && Self::selected(v, r.options.field_selector.as_deref()));
+                let items = state
+                    .objects
+                    .iter()
+                    .filter(|(k, (v, _, _))| k.0 == r.resource.plural && Self::selected(v, r.options.field_selector.as_deref()));
                 let items = items.map(|(_, (v, revision, resource))| Object::from_value(resource, v, *revision)).collect();
                 let list = List { resource: r.resource, items, revision: state.revision, continue_token: String::new(), remaining: None };
                 Ok(Outcome::Unary(Response::List(list)))
@@ -142,7 +146,9 @@ impl Api {
         let first: Vec<Event> = state
             .objects
             .iter()
-            .filter(|(k, (v, _, _))| k.0 == resource.plural && (namespace.is_empty() || k.1 == namespace) && Self::selected(v, selector.as_deref()))
+            .filter(|(k, (v, _, _))| {
+                k.0 == resource.plural && (namespace.is_empty() || k.1 == namespace) && Self::selected(v, selector.as_deref())
+            })
             .map(|(_, (v, revision, resource))| Event::Added(Object::from_value(resource, v, *revision)))
             .chain([Event::Bookmark { revision: state.revision, initial_end: true }])
             .collect();
@@ -150,7 +156,9 @@ impl Api {
             loop {
                 let (plural, event) = live.recv().await.ok()?;
                 let (Event::Added(o) | Event::Modified(o) | Event::Deleted(o)) = &event else { continue };
-                let matches = plural == resource.plural && (namespace.is_empty() || o.namespace() == namespace) && Self::selected(&o.value(), selector.as_deref());
+                let matches = plural == resource.plural
+                    && (namespace.is_empty() || o.namespace() == namespace)
+                    && Self::selected(&o.value(), selector.as_deref());
                 if matches {
                     return Some((event, (live, namespace, selector)));
                 }
@@ -224,6 +232,7 @@ impl World {
         let dir = std::env::temp_dir().join(format!("coracle-agent-{name}-{}", std::process::id()));
         let _ = volumes::empty_dir::remove_tree(&dir);
         let runtime = Fake::new();
+        runtime.set_now(std::time::SystemTime::now());
         runtime.add_image("app:1", ImageConfig::default());
         let mut world = World { api: Api::new(), runtime, network: Arc::default(), dir, agent: None };
         world.start().await;
@@ -309,7 +318,10 @@ async fn a_pod_runs_and_is_deleted_whole() {
 async fn init_containers_come_first_and_volumes_hold_what_they_should() {
     let world = World::new("init").await;
     world.runtime.script("i", [Script::Exit(0)]);
-    world.api.put(&resource::CONFIGMAPS, value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm", "namespace": "ns"}, "data": {"k": "v1"}}));
+    world.api.put(
+        &resource::CONFIGMAPS,
+        value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm", "namespace": "ns"}, "data": {"k": "v1"}}),
+    );
     let mut spec = one();
     spec["initContainers"] = serde_json::json!([{"name": "i", "image": "app:1"}]);
     spec["volumes"] = serde_json::json!([{"name": "cm", "configMap": {"name": "cm"}},
@@ -329,7 +341,10 @@ async fn init_containers_come_first_and_volumes_hold_what_they_should() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "v1");
     assert_eq!(std::fs::read_to_string(world.dir.join("run/secrets/uid-p/t/token")).unwrap(), "token-of-default");
     // A changed ConfigMap reaches the volume in place.
-    world.api.put(&resource::CONFIGMAPS, value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm", "namespace": "ns"}, "data": {"k": "v2"}}));
+    world.api.put(
+        &resource::CONFIGMAPS,
+        value!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm", "namespace": "ns"}, "data": {"k": "v2"}}),
+    );
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while std::fs::read_to_string(&file).unwrap() != "v2" {
         assert!(tokio::time::Instant::now() < deadline, "the file was not updated");
@@ -376,7 +391,8 @@ async fn a_missing_image_is_said_and_an_imported_one_is_found() {
     let mut spec = one();
     spec["containers"][0]["image"] = "none:1".into();
     world.create("p", spec);
-    let reason = |pod: &Value| pod.list_at(&["status", "containerStatuses"]).first().map(|s| s.str_at(&["state", "waiting", "reason"]).to_string());
+    let reason =
+        |pod: &Value| pod.list_at(&["status", "containerStatuses"]).first().map(|s| s.str_at(&["state", "waiting", "reason"]).to_string());
     let pod = world.wait("p", |pod| reason(pod).as_deref() == Some("ErrImagePull")).await;
     let message = pod.list_at(&["status", "containerStatuses"])[0].str_at(&["state", "waiting", "message"]).to_string();
     assert!(message.contains("coracle images import"), "{message}");
@@ -396,7 +412,8 @@ async fn a_restarted_daemon_plans_nothing_for_a_pod_that_is_right() {
     world.runtime.exit(&id, 9);
     let before = quiet(&world);
     world.start().await;
-    let pod = world.wait("q", |pod| is_ready(pod) && pod.list_at(&["status", "containerStatuses"])[0].i64_at(&["restartCount"]) == Some(1)).await;
+    let pod =
+        world.wait("q", |pod| is_ready(pod) && pod.list_at(&["status", "containerStatuses"])[0].i64_at(&["restartCount"]) == Some(1)).await;
     assert_eq!(pod.list_at(&["status", "containerStatuses"])[0].i64_at(&["lastState", "terminated", "exitCode"]), Some(9));
     let calls = world.runtime.calls()[before..].to_vec();
     assert!(calls.iter().all(|c| !c.contains("uid-p") && !c.starts_with("create_sandbox")), "{calls:?}");

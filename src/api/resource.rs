@@ -73,7 +73,9 @@ impl Resource {
 
     /// The row objects of this group-resource are stored under; itself for most.
     pub fn storage(&self) -> &'static Resource {
-        find(self.storage_group, self.storage_version, self.plural).expect("every storage version is served or registered")
+        let stored = find(self.storage_group, self.storage_version, self.plural);
+        let hidden = || HIDDEN.iter().copied().find(|r| *r == self);
+        stored.or_else(hidden).expect("every storage version is served or registered")
     }
 
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
@@ -104,6 +106,25 @@ pub fn api_version(group: &str, version: &str) -> String {
 }
 
 include!(concat!(env!("OUT_DIR"), "/resources.rs"));
+
+/// Stored and not served: the serialization point of node port allocations.
+pub static RANGEALLOCATIONS: Resource = Resource {
+    group: "",
+    version: "v1",
+    storage_version: "v1",
+    storage_group: "",
+    plural: "rangeallocations",
+    singular: "rangeallocation",
+    kind: "RangeAllocation",
+    namespaced: false,
+    short_names: &[],
+    categories: &[],
+    verbs: &[],
+    subresources: &[],
+};
+
+/// Resources that are stored and not served: discovery and routing do not know them.
+static HIDDEN: &[&Resource] = &[&RANGEALLOCATIONS];
 
 /// The built-in row of a group, version and plural.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Resource> {

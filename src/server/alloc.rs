@@ -10,26 +10,10 @@ use std::net::IpAddr;
 
 use crate::api::cidr::Cidr;
 use crate::api::object::Object;
-use crate::api::resource::{self, Resource};
+use crate::api::resource;
 use crate::api::value::Value;
 use crate::server::strategy::{Access, Context, Effect};
 use crate::value;
-
-/// Not served: the serialization point of node port allocations.
-static NODE_PORTS: Resource = Resource {
-    group: "",
-    version: "v1",
-    storage_version: "v1",
-    storage_group: "",
-    plural: "rangeallocations",
-    singular: "rangeallocation",
-    kind: "RangeAllocation",
-    namespaced: false,
-    short_names: &[],
-    categories: &[],
-    verbs: &[],
-    subresources: &[],
-};
 
 /// Why an address or port cannot be had; the text follows `failed to allocate …` or stands alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,9 +136,9 @@ impl Ports {
         // The content differs each time, or the write would be none.
         let mark = value!({"apiVersion": "v1", "kind": "RangeAllocation", "metadata": {"name": NAME, "annotations": {
             "coracle.io/claim": format!("{:x}", random())}}, "range": range});
-        let effect = match context.access.get(&NODE_PORTS, "", NAME) {
+        let effect = match context.access.get(&resource::RANGEALLOCATIONS, "", NAME) {
             Some(old) => Effect::Update { object: with_identity(mark, &old), old },
-            None => Effect::Create { resource: &NODE_PORTS, namespace: String::new(), name: NAME.to_string(), object: mark },
+            None => Effect::Create { resource: &resource::RANGEALLOCATIONS, namespace: String::new(), name: NAME.to_string(), object: mark },
         };
         context.also(effect);
     }

@@ -404,4 +404,62 @@ mod tests {
         let cluster = Cluster { service_cidrs: vec!["10.43.0.0/16".into()], ..Cluster::default() };
         assert_eq!(kubernetes_address(&cluster), "10.43.0.1");
     }
+
+    /// Bootstrap through the real pipeline and store, twice, and then a first pod.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cluster_begins() {
+        use crate::api::request::User;
+        let dir = std::env::temp_dir().join(format!("coracle-bootstrap-{}", std::process::id()));
+        let store = crate::store::Store::open(crate::store::Config::new(dir.clone())).await.unwrap();
+        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let cluster = Cluster {
+            service_cidrs: vec!["10.43.0.0/16".into()],
+            node_ports: (30000, 32767),
+            issuer: "https://kubernetes.default.svc.cluster.local".into(),
+            advertise_address: "192.0.2.1".into(),
+            port: 6443,
+            service_account_key: crate::server::strategy::Pair { public: String::new(), private: key },
+            ..Cluster::default()
+        };
+        let clock = std::sync::Arc::new(crate::api::time::SystemClock);
+        let pipeline = crate::server::assemble(store.clone(), cluster.clone(), clock).unwrap();
+        let master = Client::new(pipeline, User::master());
+        run(&master, &cluster, "10.43.0.10").await.unwrap();
+        let revision = store.revision();
+        run(&master, &cluster, "10.43.0.10").await.unwrap();
+        assert_eq!(store.revision(), revision, "a second time changes nothing");
+
+        let api = master.get(&resource::SERVICES, "default", "kubernetes").await.unwrap().value();
+        assert_eq!(api.str_at(&["spec", "clusterIP"]), "10.43.0.1");
+        let taken = value!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"clusterIP": "10.43.0.10", "ports": [{"port": 80}]}});
+        let refused = master.create(&resource::SERVICES, "default", taken).await.unwrap_err();
+        assert!(refused.message.contains("provided IP is already allocated"), "{refused}");
+        let node_port = value!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "n"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+        let node_port = master.create(&resource::SERVICES, "default", node_port).await.unwrap().value();
+        assert!((30000..=32767).contains(&node_port.list_at(&["spec", "ports"])[0].i64_at(&["nodePort"]).unwrap()));
+
+        let account = value!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+        master.create(&resource::SERVICEACCOUNTS, "default", account).await.unwrap();
+        let pod = value!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        let pod = master.create(&resource::PODS, "default", pod).await.unwrap().value();
+        assert_eq!(pod.str_at(&["status", "qosClass"]), "BestEffort");
+        // The scheduler may bind it; a stranger may not even look.
+        let scheduler = master.as_user(User { name: "system:kube-scheduler".into(), groups: vec!["system:authenticated".into()], ..User::default() });
+        let binding = value!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+        scheduler.create_sub(&resource::PODS, "default", "p", "binding", binding).await.unwrap();
+        assert_eq!(master.get(&resource::PODS, "default", "p").await.unwrap().str_at(&["spec", "nodeName"]), "n1");
+        let stranger = master.as_user(User { name: "eve".into(), groups: vec!["system:authenticated".into()], ..User::default() });
+        let refused = stranger.get(&resource::PODS, "default", "p").await.unwrap_err();
+        assert_eq!(
+            refused.message,
+            "pods \"p\" is forbidden: User \"eve\" cannot get resource \"pods\" in API group \"\" in the namespace \"default\""
+        );
+        let kubelet = master.as_user(User::node("n1"));
+        assert!(kubelet.get(&resource::PODS, "default", "p").await.is_ok(), "its own pod");
+        let token = value!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3607}});
+        let answer = master.create_sub(&resource::SERVICEACCOUNTS, "default", "default", "token", token).await;
+        assert!(answer.is_ok(), "{answer:?}");
+        store.close().await;
+        let _ = std::fs::remove_dir_all(dir);
+    }
 }

@@ -99,6 +99,7 @@ impl Server {
         let pipeline = assemble(store, cluster(config, pki), clock)?;
         let front = Front::new(pipeline.clone(), kubelet_connector(pki)?);
         let master = Client::new(pipeline.clone(), User::master());
+        pipeline.auth().follow(pipeline.store());
         bootstrap::run(&master, pipeline.cluster(), &config.cluster_dns.to_string()).await.map_err(Error::Bootstrap)?;
         let listener = listen(config, pki).await?;
         let address = listener.local_address().unwrap_or(config.local_api());

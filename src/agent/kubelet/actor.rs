@@ -232,11 +232,13 @@ impl Actor {
             return container.message.clone();
         }
         let pod = self.object.value();
-        let fallback = Pod(&pod).container(&container.name).is_some_and(|c| c.str_at(&["terminationMessagePolicy"]) == "FallbackToLogsOnError");
+        let fallback =
+            Pod(&pod).container(&container.name).is_some_and(|c| c.str_at(&["terminationMessagePolicy"]) == "FallbackToLogsOnError");
         let failed = !matches!(container.state, RuntimeState::Exited { code: 0, .. });
         let file = step::termination_log(&self.shared.volumes.pod_dir(self.object.uid()), &container.name, container.attempt);
         let log = container.log_path.clone();
-        let read = tokio::task::spawn_blocking(move || crate::agent::logs::termination_message(&file, (fallback && failed).then_some(&log)));
+        let read =
+            tokio::task::spawn_blocking(move || crate::agent::logs::termination_message(&file, (fallback && failed).then_some(&log)));
         read.await.unwrap_or_default()
     }
 
@@ -309,7 +311,8 @@ impl Actor {
                         self.observed.sandbox = Progress::Ready;
                     }
                     Err(reason) => {
-                        self.observed.sandbox = Progress::Failed(Failure::after(self.observed.sandbox.failure(), reason, 1000, 30_000, now));
+                        self.observed.sandbox =
+                            Progress::Failed(Failure::after(self.observed.sandbox.failure(), reason, 1000, 30_000, now));
                     }
                 }
                 self.look().await;
@@ -379,7 +382,10 @@ impl Actor {
                 let image = Pod(&self.object.value()).container(&name).map_or(String::new(), |c| c.str_at(&["image"]).to_string());
                 let reason = match tries {
                     0 => reason,
-                    _ => Reason { reason: "ImagePullBackOff".into(), message: format!("Back-off pulling image \"{image}\": {}: {}", reason.reason, reason.message) },
+                    _ => Reason {
+                        reason: "ImagePullBackOff".into(),
+                        message: format!("Back-off pulling image \"{image}\": {}: {}", reason.reason, reason.message),
+                    },
                 };
                 self.fail(&name, reason, 10_000, 300_000, now);
             }
@@ -544,7 +550,12 @@ impl Actor {
         if let (Step::StopContainer { grace_seconds, .. }, Some(flight)) = (&step, self.flights.get(&key)) {
             if let Some(deadline) = &flight.deadline {
                 let nearer = now + grace_seconds * 1000;
-                deadline.send_if_modified(|at| nearer < *at && { *at = nearer; true });
+                deadline.send_if_modified(|at| {
+                    nearer < *at && {
+                        *at = nearer;
+                        true
+                    }
+                });
             }
             return;
         }
@@ -602,7 +613,15 @@ impl Actor {
         same.map(|c| c.id.clone()).collect()
     }
 
-    fn stop(&mut self, pod: &Value, id: String, name: String, why: Why, deadline: watch::Receiver<Millis>, done: mpsc::Sender<Done>) -> JoinHandle<()> {
+    fn stop(
+        &mut self,
+        pod: &Value,
+        id: String,
+        name: String,
+        why: Why,
+        deadline: watch::Receiver<Millis>,
+        done: mpsc::Sender<Done>,
+    ) -> JoinHandle<()> {
         if let Some(task) = self.hooks.remove(&id) {
             task.abort();
         }

@@ -25,9 +25,9 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{info, warn};
 
+use crate::agent::PodNetwork;
 use crate::agent::clock::{self, Millis};
 use crate::agent::volumes::Volumes;
-use crate::agent::PodNetwork;
 use crate::api::client::Client;
 use crate::api::events::Recorder;
 use crate::api::informer::{Change, informer};
@@ -131,7 +131,8 @@ impl Kubelet {
     /// `changed` hears the uids of pods whose ConfigMaps or Secrets changed; `room` is what the node offers now.
     pub fn start(shared: Arc<Shared>, changed: mpsc::Receiver<Vec<String>>, room: watch::Receiver<Room>, stop: Shutdown) -> Kubelet {
         let pods = Pods::default();
-        let supervisor = Supervisor { shared: shared.clone(), actors: HashMap::new(), pods: pods.clone(), room, stop: stop.clone(), seen: None };
+        let supervisor =
+            Supervisor { shared: shared.clone(), actors: HashMap::new(), pods: pods.clone(), room, stop: stop.clone(), seen: None };
         crate::task::spawn("kubelet", supervisor.run(changed));
         Kubelet { shared, pods, stop }
     }
@@ -248,7 +249,8 @@ impl Supervisor {
             return None;
         }
         let known: Vec<Object> = self.pods.lock().expect("nothing panics while holding it").values().cloned().collect();
-        let others: Vec<Value> = known.iter().filter(|o| o.uid() != view.uid()).map(Object::value).filter(|p| !Pod(p).is_terminal()).collect();
+        let others: Vec<Value> =
+            known.iter().filter(|o| o.uid() != view.uid()).map(Object::value).filter(|p| !Pod(p).is_terminal()).collect();
         admit::admit(view, &others, &self.room.borrow()).err()
     }
 

@@ -104,7 +104,10 @@ impl Volumes {
         for wanted in reconcile::wanted(pod)? {
             let name = wanted.name.clone();
             let mounted = self.volume(pod, wanted, owner, (node, pod_ips, now), &mut outcome.refresh_at).await;
-            let mounted = mounted.map_err(|r| Reason { reason: r.reason, message: format!("MountVolume.SetUp failed for volume \"{name}\" : {}", r.message) })?;
+            let mounted = mounted.map_err(|r| Reason {
+                reason: r.reason,
+                message: format!("MountVolume.SetUp failed for volume \"{name}\" : {}", r.message),
+            })?;
             outcome.mounted.insert(name, mounted);
         }
         let done = self.pod_dir(pod.uid()).join("volumes.done");

@@ -45,8 +45,12 @@ pub fn payload(projection: &Projection, inputs: &Inputs) -> Result<Payload, Reas
     let mut files = Payload::new();
     for part in &projection.parts {
         match part {
-            Part::ConfigMap { name, items, optional } => object(&mut files, projection, inputs, (Kind::ConfigMap, name), items.as_deref(), *optional)?,
-            Part::Secret { name, items, optional } => object(&mut files, projection, inputs, (Kind::Secret, name), items.as_deref(), *optional)?,
+            Part::ConfigMap { name, items, optional } => {
+                object(&mut files, projection, inputs, (Kind::ConfigMap, name), items.as_deref(), *optional)?
+            }
+            Part::Secret { name, items, optional } => {
+                object(&mut files, projection, inputs, (Kind::Secret, name), items.as_deref(), *optional)?
+            }
             Part::Downward { items } => {
                 for item in items {
                     let text = match item.field.as_str() {
@@ -103,7 +107,13 @@ fn object(
                         files.insert(item.path.clone(), file(bytes, item.mode));
                     }
                     None if optional => {}
-                    None => return Err(failed(format!("references non-existent {} key: {}", if kind == Kind::Secret { "secret" } else { "config" }, item.key))),
+                    None => {
+                        return Err(failed(format!(
+                            "references non-existent {} key: {}",
+                            if kind == Kind::Secret { "secret" } else { "config" },
+                            item.key
+                        )));
+                    }
                 }
             }
         }

@@ -111,7 +111,10 @@ fn part(source: &Value) -> Result<Part, Reason> {
         return Ok(Part::Token { path: v.str_at(&["path"]).to_string(), audience: v.str_at(&["audience"]).to_string(), seconds });
     }
     let kind = source.as_map().and_then(|m| m.iter().next()).map_or("nothing", |(k, _)| k);
-    Err(Reason { reason: "FailedMount".into(), message: format!("projected source {kind} is not supported yet by this version of Coracle") })
+    Err(Reason {
+        reason: "FailedMount".into(),
+        message: format!("projected source {kind} is not supported yet by this version of Coracle"),
+    })
 }
 
 fn downward(v: &Value) -> Part {

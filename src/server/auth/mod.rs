@@ -12,6 +12,7 @@ pub mod rbac;
 pub mod token;
 pub mod x509;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -21,6 +22,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{Result, Status};
 use crate::api::time::Time;
 use crate::server::strategy::{Access, Cluster};
+use crate::store::Store;
 
 /// What authorizers look at. Borrowed: made per question.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,6 +120,9 @@ pub struct Auth {
     signer: token::Signer,
     rbac: ArcSwap<rbac::Rbac>,
     refresh: Mutex<rbac::Cache>,
+    /// Set by [`Auth::follow`]: roles or bindings were written since the last refresh.
+    dirty: AtomicBool,
+    followed: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +135,7 @@ impl Auth {
     pub fn new(cluster: &Cluster, access: Arc<dyn Access>) -> std::result::Result<Arc<Auth>, Error> {
         let signer = token::Signer::new(&cluster.service_account_key.private).map_err(Error::SigningKey)?;
         let rbac = ArcSwap::from_pointee(rbac::Rbac::default());
-        Ok(Arc::new(Auth { cluster: cluster.clone(), access, signer, rbac, refresh: Mutex::default() }))
+        Ok(Arc::new(Auth { cluster: cluster.clone(), access, signer, rbac, refresh: Mutex::default(), dirty: AtomicBool::new(true), followed: AtomicBool::new(false) }))
     }
 
     /// The user behind a request. No credentials at all: anonymous. Bad ones: 401.
@@ -203,8 +208,29 @@ impl Auth {
         }
     }
 
-    /// Roles and bindings as of now: rebuilt only if one of them changed since the last question.
+    /// Watches roles and bindings, so that questions need not look for changes themselves. Until it is called they do.
+    pub fn follow(self: &Arc<Auth>, store: &Store) {
+        for resource in rbac::resources() {
+            let (auth, store) = (self.clone(), store.clone());
+            crate::task::spawn("rbac-follow", async move {
+                while let Ok(mut watcher) = store.watch(&resource.prefix(), store.revision()) {
+                    // What was written before the watch began counts, too.
+                    auth.dirty.store(true, Ordering::Release);
+                    while watcher.next().await.is_ok() {
+                        auth.dirty.store(true, Ordering::Release);
+                    }
+                }
+                auth.followed.store(false, Ordering::Release);
+            });
+        }
+        self.followed.store(true, Ordering::Release);
+    }
+
+    /// Roles and bindings as of now (followed: as of a moment ago); decoded again only where one changed.
     pub fn rbac(&self) -> Arc<rbac::Rbac> {
+        if self.followed.load(Ordering::Acquire) && !self.dirty.swap(false, Ordering::AcqRel) {
+            return self.rbac.load_full();
+        }
         let revision = self.access.revision();
         let current = self.rbac.load_full();
         if current.revision == revision && revision > 0 {

@@ -280,6 +280,11 @@ fn binding_resources() -> [&'static Resource; 2] {
     [&resource::CLUSTERROLEBINDINGS, &resource::ROLEBINDINGS]
 }
 
+/// The four resources a [`Cache`] is made of.
+pub fn resources() -> impl Iterator<Item = &'static Resource> {
+    role_resources().into_iter().chain(binding_resources())
+}
+
 impl Cache {
     /// A new view if `revision` is news; a cheap copy of `current` if no role or binding changed.
     pub fn refresh(&mut self, revision: Revision, access: &dyn Access, current: &Rbac) -> Option<Rbac> {

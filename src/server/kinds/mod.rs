@@ -7,6 +7,7 @@ pub mod apps;
 pub mod coordination;
 pub mod core;
 pub mod endpoints;
+pub mod plain;
 pub mod rbac;
 pub mod review;
 
@@ -36,6 +37,7 @@ pub fn rows(auth: &Arc<Auth>) -> Vec<Box<dyn Strategy>> {
         Box::new(apps::ReplicaSets),
     ];
     rows.extend(rbac::rows(auth));
+    rows.extend(plain::rows());
     rows.extend(review::rows(auth));
     rows
 }

@@ -4,7 +4,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
-use crate::server::strategy::{Column, Context, Selectable, Strategy};
+use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy};
 use crate::server::{table, validation};
 
 pub struct Events;
@@ -93,6 +93,10 @@ impl Strategy for Events {
         }
         errors
     }
+    /// The core API takes any name; events.k8s.io checks it in [`strict`].
+    fn name_rule(&self) -> NameRule {
+        NameRule::PathSegment
+    }
     fn ttl_seconds(&self, _: &Value) -> Option<u32> {
         Some(3600)
     }
@@ -148,6 +152,10 @@ fn legacy(event: &Value) -> Vec<FieldError> {
 fn strict(event: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     namespace_matches(&mut errors, event);
+    let name = event.str_at(&["metadata", "name"]);
+    if !name.is_empty() {
+        validation::invalid(&mut errors, "metadata.name", name, validation::subdomain(name));
+    }
     match event.at(&["eventTime"]) {
         None => errors.push(FieldError::required("eventTime", "")),
         Some(_) => reported(&mut errors, event, "reportingController"),
