@@ -173,7 +173,7 @@ impl Front {
         let timeout = Duration::from_secs_f64(timeout);
         if !info.is_resource || !self.pipeline.registry().has_group(&info.group) {
             self.pipeline.auth().require(&user, &attributes)?;
-            return nonresource::answer(self, &http_head(&http), &info).map_err(Refused::from).map(|r| self.with_flow_headers(r));
+            return nonresource::answer(self, &http_head(&http), &info).map_err(Refused::flow).map(|r| self.with_flow_headers(r));
         }
         let row = self.pipeline.registry().find(&info.group, &info.version, &info.resource);
         let target = match info.target(http.method().as_str(), row.map(|r| r.resource)) {

@@ -329,11 +329,11 @@ fn merge_list(target: &mut Map, name: &str, items: &[Value], order: Option<&Valu
         }
         return Ok(());
     }
-    if let (Some(first), Some(other)) = (old.iter().chain(items).next(), old.iter().chain(items).find(|v| !v.is_null())) {
-        let same = |v: &&Value| std::mem::discriminant(*v) == std::mem::discriminant(other);
-        if !old.iter().chain(items).all(|v| same(&v)) {
+    if let Some(some) = old.iter().chain(items).find(|v| !v.is_null()) {
+        let same = |v: &Value| std::mem::discriminant(v) == std::mem::discriminant(some);
+        if !old.iter().chain(items).all(same) {
             let shown: Vec<String> = [&old[..], items].iter().map(|l| go(&Value::List(l.to_vec()))).collect();
-            return Err(malformed(format!("list element types are not identical: [{}] {}", shown.join(" "), go(first))));
+            return Err(malformed(format!("list element types are not identical: [{}]", shown.join(" "))));
         }
     }
     let merged = match facts.merge_key {

@@ -176,10 +176,6 @@ impl Pipeline {
         }
     }
 
-    pub(super) fn shared(&self) -> Arc<Pipeline> {
-        self.this.upgrade().expect("a request holds the pipeline")
-    }
-
     /// A fresh context for one attempt at a request.
     pub(super) fn context(&self, operation: Operation, request: &Request) -> Context {
         let target = (request.namespace.clone(), request.name.clone(), request.subresource.clone());

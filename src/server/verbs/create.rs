@@ -62,7 +62,7 @@ impl Pipeline {
                     return Err(self.exists(row, request, &object));
                 }
                 warnings.append(&mut said);
-                return Ok(Response::Value { value: self.to_answer(row, tree), code: 201 });
+                return Ok(Response::Value { value: self.as_if_stored(row, &object), code: 201 });
             }
             let key = super::object_key(&object);
             let mut batch = put_batch(&*row.strategy, key.clone(), Expect::Absent, &object, &tree);
@@ -112,6 +112,15 @@ impl Pipeline {
         }
         let object = Object::from_value(row.storage, &value, 0);
         Ok(Attempted::Object { object, tree: value, generated })
+    }
+
+    /// The answer of a dry run: what reading the object back would show; without a revision if there is none yet.
+    pub(super) fn as_if_stored(&self, row: &Row, object: &Object) -> Value {
+        let mut value = object.value();
+        if object.revision == 0 {
+            value.remove(&["metadata", "resourceVersion"]);
+        }
+        self.to_answer(row, value)
     }
 
     /// A tree of the storage version as the served version shows it.
@@ -175,7 +184,7 @@ pub(super) fn not_acted_on(row: &Row) -> String {
 
 /// What only the server may set.
 pub(super) fn wipe_system_metadata(value: &mut Value) {
-    for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"] {
+    for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
         value.remove(&["metadata", field]);
     }
 }

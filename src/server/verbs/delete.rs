@@ -51,8 +51,8 @@ impl Pipeline {
                 Step::Nothing => Some(Response::Object { object: old, code: accepted(options) }),
                 Step::Mark(value) => self.mark(row, &context, &old, value, options).await?,
                 Step::Remove(value) => {
-                    let gone = context.dry_run || self.remove_finished(row, &context, &old, &value).await?;
-                    gone.then(|| removed(row, &old, value, &context))
+                    let gone = if context.dry_run { Some(old.revision) } else { self.remove_finished(row, &context, &old, &value).await? };
+                    gone.map(|revision| removed(row, &old, value, &context, revision))
                 }
             };
             if let Some(response) = answered {
@@ -210,14 +210,14 @@ fn accepted(options: &DeleteOptions) -> u16 {
     if options.orphan == Some(false) { 202 } else { 200 }
 }
 
-fn removed(row: &Row, old: &Object, value: Value, context: &Context) -> Response {
+fn removed(row: &Row, old: &Object, value: Value, context: &Context, revision: u64) -> Response {
     if row.strategy.returns_deleted() {
         if context.dry_run {
             let mut value = value;
             row.to_served(&mut value);
             return Response::Value { value, code: 200 };
         }
-        let object = Object { revision: old.revision, ..Object::from_value(row.storage, &value, 0) };
+        let object = Object { revision, ..Object::from_value(row.storage, &value, 0) };
         return Response::Object { object, code: 200 };
     }
     let mut details = crate::value!({"name": old.name(), "kind": row.resource.plural, "uid": old.uid()});

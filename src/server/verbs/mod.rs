@@ -349,10 +349,13 @@ fn metadata_errors(row: &Row, value: &Value) -> Vec<FieldError> {
     validation::metadata(value, row.strategy.name_rule(), row.resource.namespaced)
 }
 
-/// What is wrong with the change of an object's metadata.
+/// What is wrong with the change of an object's metadata. Upstream looks twice, in general and for the kind, and says so
+/// twice in the causes.
 fn metadata_update_errors(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = validation::metadata_update(new, old);
     validation::labels(&mut errors, "metadata.labels", new.at(&["metadata", "labels"]));
     validation::annotations(&mut errors, "metadata.annotations", new.at(&["metadata", "annotations"]));
+    let again = errors.clone();
+    errors.extend(again);
     errors
 }

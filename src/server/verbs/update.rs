@@ -158,21 +158,19 @@ impl Pipeline {
     /// `None`: somebody else wrote first.
     async fn write_update(&self, row: &Row, context: &Context, old: &Object, value: Value) -> Result<Option<Response>> {
         let object = Object { revision: old.revision, ..Object::from_value(row.storage, &value, 0) };
-        let dry = |value: Value| Response::Value { value: self.to_answer(row, value), code: 200 };
+        let dry = |object: &Object| Response::Value { value: self.as_if_stored(row, object), code: 200 };
         if self.is_finished(row, &value) {
             if context.dry_run {
-                return Ok(Some(dry(value)));
+                return Ok(Some(dry(&object)));
             }
-            return self.remove_finished(row, context, old, &value).await.map(|gone| gone.then_some(Response::Object { object, code: 200 }));
+            return self.remove_finished(row, context, old, &value).await.map(|gone| gone.map(|_| Response::Object { object, code: 200 }));
         }
         let effects = context.take_effects();
         if object.bytes == old.bytes && effects.is_empty() {
-            return Ok(Some(if context.dry_run { dry(old.value()) } else { Response::Object { object: old.clone(), code: 200 } }));
+            return Ok(Some(if context.dry_run { dry(old) } else { Response::Object { object: old.clone(), code: 200 } }));
         }
         if context.dry_run {
-            let mut value = value;
-            value.set(&["metadata", "resourceVersion"], old.revision.to_string());
-            return Ok(Some(dry(value)));
+            return Ok(Some(dry(&object)));
         }
         let key = super::object_key(old);
         let mut batch = put_batch(&*row.strategy, key.clone(), Expect::At(old.revision), &object, &value);
@@ -191,17 +189,19 @@ impl Pipeline {
         deleting && !waits && value.list_at(&["metadata", "finalizers"]).is_empty() && !row.strategy.blocks_deletion(value)
     }
 
-    /// False: somebody else wrote first.
-    pub(super) async fn remove_finished(&self, row: &Row, context: &Context, old: &Object, value: &Value) -> Result<bool> {
+    /// The revision of the deletion. `None`: somebody else wrote first.
+    pub(super) async fn remove_finished(&self, row: &Row, context: &Context, old: &Object, value: &Value) -> Result<Option<u64>> {
         row.strategy.release(context, value);
         let key = super::object_key(old);
         let mut batch = empty_batch();
         batch.checks.push(crate::store::Check { key: key.clone(), expect: Expect::At(old.revision) });
         batch.deletes.push(key);
         add_effects(&mut batch, context.take_effects(), &context.now.to_string());
+        let puts = batch.puts.len();
         match self.store.write(batch).await {
-            Ok(_) => Ok(true),
-            Err(Error::Conflict { .. }) => Ok(false),
+            // Ours is the first of the deletions, which come after the puts.
+            Ok(written) => Ok(written.revisions.get(puts).copied()),
+            Err(Error::Conflict { .. }) => Ok(None),
             Err(other) => Err(store_error(other)),
         }
     }
@@ -227,7 +227,7 @@ impl Pipeline {
                 return Ok(object);
             }
             if self.is_finished(row, &value) {
-                if self.remove_finished(row, context, &old, &value).await? {
+                if self.remove_finished(row, context, &old, &value).await?.is_some() {
                     return Ok(object);
                 }
                 continue;
