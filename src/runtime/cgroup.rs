@@ -115,6 +115,19 @@ impl Cgroups {
         }
     }
 
+    /// Version 1: the group's directories and what a container's `/sys/fs/cgroup` calls them. Empty on version 2.
+    pub fn hierarchies(&self, group: &str) -> Vec<(String, PathBuf)> {
+        let Layout::V1(controllers) = &self.layout else { return Vec::new() };
+        let mut found: Vec<(String, PathBuf)> = Vec::new();
+        for (_, mount) in controllers {
+            let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !found.iter().any(|(known, _)| *known == name) {
+                found.push((name, mount.join(group.trim_start_matches('/'))));
+            }
+        }
+        found
+    }
+
     /// The directory that has a controller's files.
     fn dir(&self, group: &str, controller: &str) -> Option<PathBuf> {
         let relative = group.trim_start_matches('/');

@@ -360,6 +360,7 @@ impl Inner {
         let own = own_namespaces(&setup.sandbox);
         let namespace = |name: &str| own.iter().any(|(own, _)| *own == name).then(|| self.dir(sandbox).join("ns").join(name));
         let shm = if setup.sandbox.host_ipc { PathBuf::from("/dev/shm") } else { self.dir(sandbox).join("shm") };
+        let hierarchies = self.cgroups.hierarchies(&cgroup);
         let context = Context {
             sandbox: &setup.sandbox,
             container: &spec,
@@ -371,7 +372,7 @@ impl Inner {
             uts: namespace("uts"),
             shm: &shm,
             cgroup: &cgroup,
-            cgroup_v2: self.cgroups.is_v2(),
+            cgroup_hierarchies: &hierarchies,
             own_capabilities: self.own_capabilities,
             devices: &devices,
             sources: &sources,

@@ -59,7 +59,8 @@ pub struct Context<'a> {
     /// The sandbox's `/dev/shm`.
     pub shm: &'a Path,
     pub cgroup: &'a str,
-    pub cgroup_v2: bool,
+    /// Name and directory of each of the container's version 1 groups; empty on version 2.
+    pub cgroup_hierarchies: &'a [(String, PathBuf)],
     /// Our own permitted capabilities: nobody can be given more.
     pub own_capabilities: u64,
     pub devices: &'a [DeviceNode],
@@ -395,7 +396,7 @@ fn namespaces(context: &Context<'_>) -> Vec<Value> {
         PidNamespace::Of(pid) => namespaces.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")})),
         PidNamespace::Host => {}
     }
-    if context.cgroup_v2 && !context.container.privileged {
+    if context.cgroup_hierarchies.is_empty() && !context.container.privileged {
         namespaces.push(json!({"type": "cgroup"}));
     }
     namespaces
@@ -416,10 +417,21 @@ fn mounts(context: &Context<'_>) -> Vec<Value> {
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/dev/shm", "bind", &shm, &["rbind", "nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", rw]),
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", rw]),
     ];
+    if context.cgroup_hierarchies.is_empty() {
+        all.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", rw]));
+    } else {
+        // Not libcontainer's own way: in a joined PID namespace it looks for itself under the wrong number in the host's /proc.
+        all.push(mount("/sys/fs/cgroup", "tmpfs", "tmpfs", &["nosuid", "noexec", "nodev", "mode=755"]));
+        for (name, source) in context.cgroup_hierarchies {
+            let target = format!("/sys/fs/cgroup/{name}");
+            all.push(mount(&target, "bind", &source.to_string_lossy(), &["rbind", "nosuid", "noexec", "nodev", rw]));
+        }
+    }
     let normal = |target: &str| target.trim_end_matches('/').to_string();
-    all.retain(|(target, _)| !container.mounts.iter().any(|mount| normal(&mount.target) == *target));
+    let own = |target: &str| container.mounts.iter().any(|mount| normal(&mount.target) == target);
+    let group = |target: &str| target.starts_with("/sys/fs/cgroup/") && own("/sys/fs/cgroup");
+    all.retain(|(target, _)| !own(target) && !group(target));
     let mut own: Vec<(usize, Value)> = Vec::new();
     for (mount, source) in container.mounts.iter().zip(context.sources) {
         let depth = mount.target.split('/').filter(|part| !part.is_empty()).count();
@@ -538,14 +550,15 @@ mod tests {
             pid: PidNamespace::Own,
             shm: Path::new("/shm"),
             cgroup: "/x/c",
-            cgroup_v2: false,
+            cgroup_hierarchies: &[("pids".to_string(), PathBuf::from("/cg/x/c"))],
             own_capabilities: 3,
             devices: &[],
             sources: &sources,
         };
         let spec = container_spec_of(&context);
         let targets: Vec<&str> = spec["mounts"].as_array().unwrap().iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
-        assert_eq!(targets, ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/a", "/dev/shm", "/a/b/c"]);
+        let expected = ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/a", "/dev/shm", "/a/b/c"];
+        assert_eq!(targets, expected);
         assert_eq!(spec["linux"]["rootfsPropagation"], "slave");
         assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "network", "path": "/n"}, {"type": "pid"}]));
         let process = &spec["process"];

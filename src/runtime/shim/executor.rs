@@ -106,9 +106,11 @@ fn become_process(process: &Process) -> Result<std::convert::Infallible, Failure
 
 /// What the shim ignores or blocks must not reach a user's program: it would never hear SIGPIPE.
 fn reset_signals() {
+    // All zero is the default action, without flags and mask. Not through the C library, which keeps two numbers to itself.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: setting a disposition to its default; numbers the C library keeps for itself just fail.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: reads one kernel `sigaction`, which this is; SIGKILL and SIGSTOP just fail.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8) };
     }
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }

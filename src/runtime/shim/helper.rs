@@ -5,7 +5,7 @@
 #![allow(unsafe_code)] // fork, clone, setns and terminal ioctls
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
 use super::executor::{OwnExecutor, run};
@@ -37,9 +38,13 @@ fn spawn(work: impl FnOnce() -> Outcome, success: fn(i32) -> Reply) -> io::Resul
         ForkResult::Parent { child } => Ok(Helper { pid: child, socket: ours }),
         ForkResult::Child => {
             drop(ours);
+            let causes = keep_causes();
             let (reply, master) = match work() {
                 Ok((pid, master)) => (success(pid), master),
-                Err(failure) => (Reply::Failed(failure), None),
+                Err(mut failure) => {
+                    failure.message.push_str(&first_cause(causes));
+                    (Reply::Failed(failure), None)
+                }
             };
             let descriptors: Vec<BorrowedFd<'_>> = master.iter().map(AsFd::as_fd).collect();
             let _ = socket::send(&theirs, &encode(&reply), &descriptors);
@@ -47,6 +52,25 @@ fn spawn(work: impl FnOnce() -> Outcome, success: fn(i32) -> Reply) -> io::Resul
             unsafe { libc::_exit(0) }
         }
     }
+}
+
+/// libcontainer tells causes to its log only, also those its clones meet: they go to memory shared with them.
+fn keep_causes() -> Option<File> {
+    let kept = File::from(memfd_create(c"log", MFdFlags::MFD_CLOEXEC).ok()?);
+    let writer = std::sync::Mutex::new(kept.try_clone().ok()?);
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false).with_target(false);
+    log.without_time().with_level(false).with_writer(writer).try_init().ok()?;
+    Some(kept)
+}
+
+/// The first thing that went wrong is the one the others follow from.
+fn first_cause(kept: Option<File>) -> String {
+    let mut text = String::new();
+    if let Some(mut kept) = kept {
+        let _ = kept.rewind();
+        let _ = kept.read_to_string(&mut text);
+    }
+    text.lines().next().map(|line| format!(": {line}")).unwrap_or_default()
 }
 
 fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
