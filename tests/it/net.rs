@@ -331,7 +331,7 @@ impl Cluster {
         pods.iter().map(|i| (self.ip(*i), "node-1")).collect()
     }
 
-    async fn from_node(&self, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
+    async fn ask_from_node(&self, to: SocketAddr) -> std::io::Result<(String, IpAddr)> {
         tokio::task::spawn_blocking(move || ask_tcp(to)).await.unwrap()
     }
 
@@ -358,7 +358,7 @@ fn cluster_ip_node_port_and_hairpin_carry_traffic() {
         let ports = json!([{"name": "t", "port": 80, "nodePort": 30080}, {"name": "u", "protocol": "UDP", "port": 80, "nodePort": 30080}]);
         c.feed.service("web", "10.43.0.20", ports, json!({"type": "NodePort"})).await;
         c.until(at(vip, 80), false).await;
-        let refused = c.from_node(at(vip, 80)).await.unwrap_err();
+        let refused = c.ask_from_node(at(vip, 80)).await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "no endpoints: {refused}");
         let slice_ports = json!([{"name": "t", "port": 8080}, {"name": "u", "protocol": "UDP", "port": 8080}]);
         c.feed.slice("web", slice_ports.clone(), &c.on_node(&[0, 1, 2])).await;
@@ -370,7 +370,7 @@ fn cluster_ip_node_port_and_hairpin_carry_traffic() {
         let names: Vec<_> = spread.keys().map(|(name, seen)| (name.as_str(), *seen == IpAddr::from(ip))).collect();
         assert_eq!(names, [("a", false), ("b", true), ("c", true)], "{spread:?}");
         // From the node and from outside, by cluster address and node port.
-        assert!(c.from_node(at(NODE, 30080)).await.is_ok());
+        assert!(c.ask_from_node(at(NODE, 30080)).await.is_ok());
         let spread = c.outside.spread(at(vip, 80), 30).await;
         assert!(spread.keys().all(|(_, seen)| *seen != IpAddr::from(OUTSIDE)) && spread.len() == 3, "{spread:?}");
         assert_eq!(c.outside.spread(at(NODE, 30080), 30).await.len(), 3);
@@ -671,5 +671,41 @@ fn stored_objects_are_followed_and_the_resolver_is_shown() {
         assert_eq!(shown.list_at(&["endpoints"])[0].list_at(&["addresses"]), [Value::from("10.42.0.2")]);
         network.stop().await;
         Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+    });
+}
+
+/// The API server listens on the node itself: pods and the node reach it through its service. A restarted daemon finds the
+/// table of the last one in place and does not take away what it has not heard of yet.
+#[test]
+fn the_node_is_an_endpoint_and_a_restart_keeps_the_services() {
+    on_a_node(|node| async move {
+        let mut c = Cluster::new(node).await;
+        let listener = TcpListener::bind((NODE, 6443)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let _ = stream.write_all(format!("api {}", stream.peer_addr().unwrap().ip()).as_bytes());
+            }
+        });
+        let vip = at(Ipv4Addr::new(10, 43, 0, 1), 443);
+        let ports = json!([{"name": "https", "port": 443}]);
+        c.feed.service("kubernetes", "10.43.0.1", ports, json!({})).await;
+        let slice_ports = json!([{"name": "https", "port": 6443}]);
+        c.feed.slice("kubernetes", slice_ports.clone(), &[(NODE, "node-1")]).await;
+        c.until(vip, true).await;
+        assert_eq!(c.pods[0].0.ask_tcp(vip).await.unwrap(), ("api".to_string(), c.ip(0).into()));
+        assert_eq!(c.ask_from_node(vip).await.unwrap().0, "api");
+
+        c.network.stop().await;
+        let (feed, inputs) = Feed::new();
+        c.network = Network::start_from(c.node.config(), inputs).await.unwrap();
+        c.feed = feed;
+        for _ in 0..20 {
+            assert!(c.pods[0].0.ask_tcp(vip).await.is_ok(), "services of before the restart stay");
+        }
+        // The lists say the service is gone: now it goes.
+        c.feed.synced().await;
+        c.until(vip, false).await;
+        c.end().await;
     });
 }
