@@ -236,7 +236,7 @@ impl Inner {
             let (_, container) = self.container(id)?;
             container.state = State::Exited { code, signal: 0, oom_killed: false };
             container.finished_at = Some(now);
-            container.reason = "ContainerCannotRun".to_string();
+            container.reason = "StartError".to_string();
             container.message.clone_from(&message);
             return Err(Error::Start { container: name, message, code });
         }

@@ -248,7 +248,7 @@ pub struct ContainerState {
     pub created_at: SystemTime,
     pub started_at: Option<SystemTime>,
     pub finished_at: Option<SystemTime>,
-    /// Of an exit: `Completed`, `Error`, `OOMKilled`, `ContainerCannotRun`, `ContainerStatusUnknown`; else empty.
+    /// Of an exit: `Completed`, `Error`, `OOMKilled`, `StartError`, `ContainerStatusUnknown`; else empty.
     pub reason: String,
     pub message: String,
     pub log_path: PathBuf,
