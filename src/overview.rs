@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::config::Config;
 use crate::pki::Identity;
 use crate::transport::Connector;
 
@@ -26,12 +25,11 @@ pub struct Facts {
     pub metrics: String,
 }
 
-/// Asks the API server on this machine.
-pub async fn gather(config: &Config, ca: &str, identity: &Identity) -> anyhow::Result<Facts> {
+/// Asks the API server at `address` (`host:port`), on this machine.
+pub async fn gather(address: &str, ca: &str, identity: &Identity) -> anyhow::Result<Facts> {
     let connector = Connector::new(ca, Some(identity), &["http/1.1"])?;
-    let address = config.local_api().to_string();
     let get = async |path: &str| -> anyhow::Result<String> {
-        let mut stream = connector.connect(&address, "localhost").await?;
+        let mut stream = connector.connect(address, "localhost").await?;
         // HTTP/1.0: the answer ends with the connection, so nothing needs to be parsed but the blank line.
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\n\r\n").as_bytes()).await?;
         let mut answer = Vec::new();

@@ -338,11 +338,18 @@ pub fn status(config: Config) -> anyhow::Result<ExitCode> {
     let pki_ca = config.pki_dir().join("cluster-ca.crt");
     let admin = Identity { certificate: read_admin(&config, "admin.crt")?, key: read_admin(&config, "admin.key")? };
     let ca = std::fs::read_to_string(&pki_ca).with_context(|| format!("cannot read {}", pki_ca.display()))?;
-    let facts = block_on(overview::gather(&config, &ca, &admin));
-    let facts = facts.with_context(|| format!("no API server answers on {}; next: systemctl status coracle", config.local_api()))?;
+    let address = server_address(&read_admin(&config, "admin.kubeconfig")?).context("admin.kubeconfig names no server")?;
+    let facts = block_on(overview::gather(&address, &ca, &admin));
+    let facts = facts.with_context(|| format!("no API server answers on {address}; next: systemctl status coracle"))?;
     let (screen, well) = overview::screen(&facts);
     print!("{screen}");
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `host:port` of the first cluster in a kubeconfig of ours.
+fn server_address(kubeconfig: &str) -> Option<String> {
+    let line = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("server: https://"))?;
+    Some(line.to_string())
 }
 
 /// This node's share of the cluster's range: its first /24 (all of it, if it is smaller). More nodes will be given theirs.

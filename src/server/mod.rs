@@ -99,8 +99,10 @@ impl Server {
         let pipeline = assemble(store, cluster(config, pki), clock)?;
         let front = Front::new(pipeline.clone(), kubelet_connector(pki)?);
         let master = Client::new(pipeline.clone(), User::master());
-        pipeline.auth().follow(pipeline.store());
         bootstrap::run(&master, pipeline.cluster(), &config.cluster_dns.to_string()).await.map_err(Error::Bootstrap)?;
+        // Controllers start next, under the policy just written.
+        pipeline.auth().rbac();
+        pipeline.auth().follow(pipeline.store());
         let listener = listen(config, pki).await?;
         let address = listener.local_address().unwrap_or(config.local_api());
         task::spawn("api-listener", accept(listener, front, shutdown.clone()));

@@ -12,7 +12,7 @@ pub mod rbac;
 pub mod token;
 pub mod x509;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
@@ -120,8 +120,9 @@ pub struct Auth {
     signer: token::Signer,
     rbac: ArcSwap<rbac::Rbac>,
     refresh: Mutex<rbac::Cache>,
-    /// Set by [`Auth::follow`]: roles or bindings were written since the last refresh.
-    dirty: AtomicBool,
+    /// Writes of roles and bindings that [`Auth::follow`] saw, and how many of them the last refresh took in.
+    written: AtomicU64,
+    taken_in: AtomicU64,
     followed: AtomicBool,
 }
 
@@ -135,7 +136,7 @@ impl Auth {
     pub fn new(cluster: &Cluster, access: Arc<dyn Access>) -> std::result::Result<Arc<Auth>, Error> {
         let signer = token::Signer::new(&cluster.service_account_key.private).map_err(Error::SigningKey)?;
         let rbac = ArcSwap::from_pointee(rbac::Rbac::default());
-        Ok(Arc::new(Auth { cluster: cluster.clone(), access, signer, rbac, refresh: Mutex::default(), dirty: AtomicBool::new(true), followed: AtomicBool::new(false) }))
+        Ok(Arc::new(Auth { cluster: cluster.clone(), access, signer, rbac, refresh: Mutex::default(), written: AtomicU64::new(1), taken_in: AtomicU64::new(0), followed: AtomicBool::new(false) }))
     }
 
     /// The user behind a request. No credentials at all: anonymous. Bad ones: 401.
@@ -215,9 +216,9 @@ impl Auth {
             crate::task::spawn("rbac-follow", async move {
                 while let Ok(mut watcher) = store.watch(&resource.prefix(), store.revision()) {
                     // What was written before the watch began counts, too.
-                    auth.dirty.store(true, Ordering::Release);
+                    auth.written.fetch_add(1, Ordering::AcqRel);
                     while watcher.next().await.is_ok() {
-                        auth.dirty.store(true, Ordering::Release);
+                        auth.written.fetch_add(1, Ordering::AcqRel);
                     }
                 }
                 auth.followed.store(false, Ordering::Release);
@@ -228,18 +229,22 @@ impl Auth {
 
     /// Roles and bindings as of now (followed: as of a moment ago); decoded again only where one changed.
     pub fn rbac(&self) -> Arc<rbac::Rbac> {
-        if self.followed.load(Ordering::Acquire) && !self.dirty.swap(false, Ordering::AcqRel) {
+        let written = self.written.load(Ordering::Acquire);
+        if self.followed.load(Ordering::Acquire) && self.taken_in.load(Ordering::Acquire) == written {
             return self.rbac.load_full();
         }
         let revision = self.access.revision();
         let current = self.rbac.load_full();
         if current.revision == revision && revision > 0 {
+            self.taken_in.fetch_max(written, Ordering::AcqRel);
             return current;
         }
         let mut cache = self.refresh.lock().expect("no panic under this lock");
         if let Some(fresh) = cache.refresh(revision, &*self.access, &current) {
             self.rbac.store(Arc::new(fresh));
         }
+        // Only after the refresh: who asks meanwhile waits for it instead of deciding by what was.
+        self.taken_in.fetch_max(written, Ordering::AcqRel);
         self.rbac.load_full()
     }
 
