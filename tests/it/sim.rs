@@ -1,1 +1,4 @@
-//! Integration tests: sim.
+//! Integration tests: the seeded whole-cluster simulation (`tests/sim`).
+
+#[path = "../sim/mod.rs"]
+mod sim;
