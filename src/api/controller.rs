@@ -88,23 +88,55 @@ pub(crate) fn mix(x: u64) -> u64 {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// `object` has a concrete name. `then` is recorded once it landed.
-    Create { resource: &'static Resource, object: Value, then: Option<Note> },
+    Create {
+        resource: &'static Resource,
+        object: Value,
+        then: Option<Note>,
+    },
     /// PUT of the object or a subresource (`status`, `finalize`); `object` carries its resourceVersion.
-    Update { resource: &'static Resource, subresource: &'static str, object: Value, then: Option<Note> },
+    Update {
+        resource: &'static Resource,
+        subresource: &'static str,
+        object: Value,
+        then: Option<Note>,
+    },
     /// A merge patch with `metadata.uid` (and, where it matters, `metadata.resourceVersion`) inside.
-    Patch { key: Key, subresource: &'static str, patch: Value },
+    Patch {
+        key: Key,
+        subresource: &'static str,
+        patch: Value,
+    },
     /// With uid precondition, and revision precondition where given.
-    Delete { key: Key, uid: String, revision: Option<Revision>, policy: DeletePolicy, then: Option<Note> },
+    Delete {
+        key: Key,
+        uid: String,
+        revision: Option<Revision>,
+        policy: DeletePolicy,
+        then: Option<Note>,
+    },
     /// Deletes everything of these kinds in a namespace; the rest of the job is only done if nothing is left.
-    Empty { namespace: String, resources: Vec<&'static Resource> },
+    Empty {
+        namespace: String,
+        resources: Vec<&'static Resource>,
+    },
     /// Reads `owner` from the API: the rest of the job is only done if it is absent, or (with a uid) another object has its
     /// name now.
-    Absent { owner: Key, uid: String },
+    Absent {
+        owner: Key,
+        uid: String,
+    },
     /// Assigns a pod to a node.
-    Bind { pod: Key, uid: String, node: String, then: Option<Note> },
+    Bind {
+        pod: Key,
+        uid: String,
+        node: String,
+        then: Option<Note>,
+    },
     Event(Note),
     /// Look at this key again later. Carried out by the engine itself.
-    RequeueAfter { ms: i64 },
+    RequeueAfter {
+        ms: i64,
+    },
 }
 
 /// How a deletion treats dependents and grace.

@@ -281,8 +281,7 @@ impl Hand<'_> {
             }
             Action::Patch { key, subresource, patch } => {
                 let Key { resource, name } = key;
-                let patched =
-                    self.client.patch(resource, &name.namespace, &name.name, subresource, PatchType::Merge, patch.clone()).await;
+                let patched = self.client.patch(resource, &name.namespace, &name.name, subresource, PatchType::Merge, patch.clone()).await;
                 match patched {
                     // Nothing left to patch.
                     Err(status) if status.code == 404 => Ok(None),
@@ -392,7 +391,9 @@ fn is_ours(there: &Object, wanted: &Value) -> bool {
         owners.filter(|o| o.bool_at(&["controller"])).map(|o| o.str_at(&["uid"]).to_string()).next()
     };
     let labels = |v: &Value| v.at(&["metadata", "labels"]).cloned();
-    there.str_at(&["metadata", "deletionTimestamp"]).is_empty() && controller(&there) == controller(wanted) && labels(&there) == labels(wanted)
+    there.str_at(&["metadata", "deletionTimestamp"]).is_empty()
+        && controller(&there) == controller(wanted)
+        && labels(&there) == labels(wanted)
 }
 
 fn success_note(action: &Action) -> Option<&Note> {

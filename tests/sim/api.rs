@@ -98,10 +98,11 @@ impl State {
         let object = Object::from_value(key.resource, &value, self.revision);
         self.log.entry(key.resource.plural).or_default().push(Change::Set(object.clone()));
         let plural = key.resource.plural;
-        self.objects.insert(key, Stored { value: value.clone(), object: object.clone() });
+        let before = self.objects.insert(key, Stored { value: value.clone(), object: object.clone() });
         match plural {
-            "replicasets" => self.sized(&value),
+            "replicasets" => self.sized(&value, before.is_some_and(|b| controller_of(&b.value) != controller_of(&value))),
             "pods" => self.counted(&value),
+            "deployments" => self.allow(value.str_at(&["metadata", "uid"]), value.i64_at(&["spec", "replicas"]).unwrap_or(1)),
             _ => {}
         }
         object
@@ -254,7 +255,8 @@ impl State {
         }
     }
 
-    fn sized(&mut self, set: &Value) {
+    /// An adopted set brings the size it has; from then on the rule holds.
+    fn sized(&mut self, set: &Value, adopted: bool) {
         let uid = set.str_at(&["metadata", "uid"]).to_string();
         let replicas = set.i64_at(&["spec", "replicas"]).unwrap_or(1);
         let most = self.asked.entry(uid).or_insert(0);
@@ -267,14 +269,17 @@ impl State {
         let surge = (replicas + 3) / 4;
         let most = self.allowed.entry(owner).or_insert(0);
         *most = (replicas + surge).max(*most);
+        if adopted {
+            *most = total.max(*most);
+        }
         if total > *most {
             let most = *most;
             self.broken.push(format!("the sets of a deployment ask for {total} pods, more than {most}"));
         }
     }
 
-    /// A user changed how many pods a Deployment may have at most.
-    pub fn allow(&mut self, uid: &str, replicas: i64) {
+    /// Remembers how many pods a Deployment may have at most.
+    fn allow(&mut self, uid: &str, replicas: i64) {
         let most = self.allowed.entry(uid.to_string()).or_insert(0);
         *most = (replicas + (replicas + 3) / 4).max(*most);
     }

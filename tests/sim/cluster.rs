@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use coracle::api::client::Client;
-use coracle::api::controller::{Controller, Engine, Job, Outcome, World};
+use coracle::api::controller::{Action, Controller, Engine, Job, Outcome, World};
 use coracle::api::driver::Hand;
 use coracle::api::informer::Change;
 use coracle::api::request::User;
@@ -297,7 +297,8 @@ impl Cluster {
         let pods: Vec<Value> = self.state(|s| s.all(&resource::PODS).cloned().collect());
         let Some(pod) = pods.get(self.rng.below(pods.len())).cloned() else { return false };
         let key = Key::new(&resource::PODS, pod.str_at(&["metadata", "namespace"]), pod.str_at(&["metadata", "name"]));
-        if PodFacts::of(&pod).node.is_empty() {
+        let facts = PodFacts::of(&pod);
+        if facts.node.is_empty() || facts.is_over() {
             return false;
         }
         match self.rng.below(3) {
@@ -345,13 +346,13 @@ impl Cluster {
                 drop(self.state(|s| s.delete(&key, &value!({"propagationPolicy": policy}))));
             }
             (_, None) => {
-                let made = self.state(|s| s.create(&resource::DEPLOYMENTS, namespace, deployment(namespace, name, replicas, self.template)));
+                let made =
+                    self.state(|s| s.create(&resource::DEPLOYMENTS, namespace, deployment(namespace, name, replicas, self.template)));
                 if made.is_ok() {
                     self.state(|s| drop(s.create(&resource::SERVICES, namespace, service(namespace, name))));
                 }
             }
             (choice, Some(mut d)) => {
-                self.state(|s| s.allow(d.str_at(&["metadata", "uid"]), replicas));
                 if choice < 7 {
                     d.set(&["spec", "replicas"], replicas);
                 } else {
@@ -412,7 +413,9 @@ impl Cluster {
             let version = |v: &Value| v.str_at(&["metadata", "annotations", "version"]).to_string();
             let namespace = d.str_at(&["metadata", "namespace"]);
             let live = |p: &&Value| {
-                p.str_at(&["metadata", "namespace"]) == namespace && p.str_at(&["metadata", "labels", "app"]) == name && PodFacts::of(p).is_active()
+                p.str_at(&["metadata", "namespace"]) == namespace
+                    && p.str_at(&["metadata", "labels", "app"]) == name
+                    && PodFacts::of(p).is_active()
             };
             let pods: Vec<&Value> = state.all(&resource::PODS).filter(live).collect();
             let template = version(d.at(&["spec", "template"]).unwrap());
@@ -494,17 +497,30 @@ fn service(namespace: &str, name: &str) -> Value {
 }
 
 fn brief(job: &Job) -> String {
-    let texts = job.actions.iter().map(|a| {
-        let mut text = format!("{a:?}");
-        text.truncate(text.floor_char_boundary(300));
-        text
-    });
-    texts.collect::<Vec<_>>().join(" | ")
+    job.actions.iter().map(one).collect::<Vec<_>>().join(" | ")
+}
+
+fn one(action: &Action) -> String {
+    match action {
+        Action::Create { resource, object, .. } => format!("create {resource} {}", object.str_at(&["metadata", "name"])),
+        Action::Update { resource, subresource, object, .. } => {
+            let status =
+                if *subresource == "status" { object.at(&["status"]).map_or(String::new(), Value::to_string) } else { String::new() };
+            format!("update {resource} {} {subresource} {status}", object.str_at(&["metadata", "name"]))
+        }
+        Action::Patch { key, patch, .. } => format!("patch {key} {patch}"),
+        Action::Delete { key, policy, .. } => format!("delete {key} {policy:?}"),
+        Action::Empty { namespace, resources } => format!("empty {namespace} of {} kinds", resources.len()),
+        Action::Absent { owner, uid } => format!("if absent {owner} {uid}"),
+        Action::Bind { pod, node, .. } => format!("bind {pod} to {node}"),
+        Action::Event(note) => format!("event {}", note.reason),
+        Action::RequeueAfter { ms } => format!("again in {ms} ms"),
+    }
 }
 
 fn tell(outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Landed(gate) => format!("landed {gate:?}"),
+        Outcome::Landed(_) => "landed".into(),
         Outcome::Failed(status) => format!("failed: {status}"),
         Outcome::Unknown(status) => format!("unknown: {status}"),
         Outcome::Skipped => "skipped".into(),

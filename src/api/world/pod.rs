@@ -76,9 +76,7 @@ impl PodFacts {
             nominated: status.str_at(&["nominatedNodeName"]).into(),
             requests: requests(spec),
             host_ports: host_ports(spec),
-            has_anti_affinity: !spec
-                .list_at(&["affinity", "podAntiAffinity", "requiredDuringSchedulingIgnoredDuringExecution"])
-                .is_empty(),
+            has_anti_affinity: !spec.list_at(&["affinity", "podAntiAffinity", "requiredDuringSchedulingIgnoredDuringExecution"]).is_empty(),
             deletion_cost: pod
                 .at(&["metadata", "annotations", "controller.kubernetes.io/pod-deletion-cost"])
                 .and_then(Value::as_str)

@@ -164,12 +164,7 @@ impl Usage {
         if facts.has_anti_affinity {
             self.anti_affinity.insert(pod.clone());
         }
-        let placed = Placed {
-            node: node.to_string(),
-            requests: facts.requests.clone(),
-            ports: facts.host_ports.clone(),
-            assumed,
-        };
+        let placed = Placed { node: node.to_string(), requests: facts.requests.clone(), ports: facts.host_ports.clone(), assumed };
         self.placed.insert(pod.clone(), placed);
     }
 

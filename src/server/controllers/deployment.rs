@@ -30,14 +30,8 @@ const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX: &str = "deployment.kubernetes.io/max-replicas";
 /// Annotations of a Deployment that are not its ReplicaSets'.
-const NOT_COPIED: &[&str] = &[
-    "kubectl.kubernetes.io/last-applied-configuration",
-    REVISION,
-    REVISION_HISTORY,
-    DESIRED,
-    MAX,
-    "deprecated.deployment.rollback.to",
-];
+const NOT_COPIED: &[&str] =
+    &["kubectl.kubernetes.io/last-applied-configuration", REVISION, REVISION_HISTORY, DESIRED, MAX, "deprecated.deployment.rollback.to"];
 
 impl Controller for Deployments {
     fn name(&self) -> &'static str {
@@ -412,9 +406,8 @@ impl<'a> Rollout<'a> {
 
     fn old_pods_run(&self) -> bool {
         let old = self.sets.iter().enumerate().filter(|(i, _)| Some(*i) != self.new);
-        old.map(|(_, set)| set).any(|set| {
-            set.count("replicas") > 0 || self.world.owned_rows(&set.row.uid, &PODS).any(|pod| !pod.pod().is_over())
-        })
+        old.map(|(_, set)| set)
+            .any(|set| set.count("replicas") > 0 || self.world.owned_rows(&set.row.uid, &PODS).any(|pod| !pod.pod().is_over()))
     }
 
     fn clean_up_if_complete(&mut self) {

@@ -142,9 +142,7 @@ pub fn ports_of(service: &Value, pod: &Row) -> Vec<Value> {
             protocol => protocol,
         };
         let number = match port.at(&["targetPort"]) {
-            Some(Value::Str(name)) if !name.is_empty() => {
-                named_port(decoded.get_or_insert_with(|| pod.value()), name, protocol)?
-            }
+            Some(Value::Str(name)) if !name.is_empty() => named_port(decoded.get_or_insert_with(|| pod.value()), name, protocol)?,
             Some(Value::Int(n)) if *n != 0 => *n,
             _ => port.i64_at(&["port"])?,
         };
@@ -274,9 +272,7 @@ impl Plan<'_> {
 
     fn update(&mut self, slice: Value, ports: &[Value], endpoints: &[Value]) {
         let same_ports = slice.list_at(&["ports"]).iter().map(plain_port).eq(ports.iter().cloned());
-        let same = same_ports
-            && slice.list_at(&["endpoints"]) == endpoints
-            && slice.map_at(&["metadata", "labels"]) == Some(&self.labels);
+        let same = same_ports && slice.list_at(&["endpoints"]) == endpoints && slice.map_at(&["metadata", "labels"]) == Some(&self.labels);
         if same {
             return;
         }

@@ -86,11 +86,7 @@ fn finish(world: &World, row: &Row) -> Vec<Action> {
         if dependents.is_empty() {
             return vec![drop_finalizer(row, ORPHAN)];
         }
-        let patch = |dependent: &Arc<Row>| Action::Patch {
-            key: dependent.key(),
-            subresource: "",
-            patch: disown(dependent, &[&row.uid]),
-        };
+        let patch = |dependent: &Arc<Row>| Action::Patch { key: dependent.key(), subresource: "", patch: disown(dependent, &[&row.uid]) };
         return dependents.into_iter().map(patch).collect();
     }
     if has_finalizer(row, FOREGROUND) {

@@ -32,8 +32,8 @@ impl Controller for PodGc {
         let Some(pod) = &change.new else { return Vec::new() };
         let facts = pod.pod();
         let unscheduled = facts.node.is_empty() && pod.deleting;
-        let stray = !facts.node.is_empty()
-            && world.find(&NODES, "", &facts.node).is_none_or(|node| pod.deleting && is_out_of_service(node));
+        let stray =
+            !facts.node.is_empty() && world.find(&NODES, "", &facts.node).is_none_or(|node| pod.deleting && is_out_of_service(node));
         let ended = facts.is_over() && world.count(&PODS) > ENDED_MAX;
         if unscheduled || stray || ended { vec![pod.key()] } else { Vec::new() }
     }

@@ -83,7 +83,12 @@ impl Reason {
     /// Whether removing pods from the node could help.
     pub fn is_resolvable(&self) -> bool {
         match self {
-            Reason::Ports | Reason::TooManyPods | Reason::Insufficient(_) | Reason::AntiAffinity | Reason::ExistingAntiAffinity | Reason::Spread => true,
+            Reason::Ports
+            | Reason::TooManyPods
+            | Reason::Insufficient(_)
+            | Reason::AntiAffinity
+            | Reason::ExistingAntiAffinity
+            | Reason::Spread => true,
             Reason::Unschedulable | Reason::Taint | Reason::NodeAffinity | Reason::Affinity | Reason::SpreadLabel => false,
         }
     }

@@ -121,7 +121,10 @@ fn node_helps(change: &Touched) -> bool {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     Bind(String),
-    Preempt { node: String, victims: Vec<Victim> },
+    Preempt {
+        node: String,
+        victims: Vec<Victim>,
+    },
     /// The message of the condition and the event.
     Unschedulable(String),
 }

@@ -110,8 +110,7 @@ fn failure(rollout: &mut Rollout) {
     let new = rollout.new.and_then(|i| failing(&rollout.sets[i]));
     match new.or_else(|| rollout.sets.iter().find_map(failing)) {
         Some(found) => {
-            let condition =
-                Condition::new("ReplicaFailure", "True", found.str_at(&["reason"]), found.str_at(&["message"]));
+            let condition = Condition::new("ReplicaFailure", "True", found.str_at(&["reason"]), found.str_at(&["message"]));
             let now = rfc3339(rollout.turn.now());
             if conditions::set(&mut rollout.conditions, &condition, &now)
                 && let Some(c) = rollout.conditions.iter_mut().find(|c| c.str_at(&["type"]) == "ReplicaFailure")
