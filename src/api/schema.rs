@@ -136,7 +136,8 @@ pub fn type_of(api_version: &str, kind: &str) -> Option<TypeRef> {
 /// [`type_of`] with group and version apart.
 pub fn type_of_gvk(group: &str, version: &str, kind: &str) -> Option<TypeRef> {
     let found = TABLE.by_kind.get(&(group, version, kind)).copied();
-    let everywhere = || ["CreateOptions", "DeleteOptions", "GetOptions", "ListOptions", "PatchOptions", "UpdateOptions", "WatchEvent"].contains(&kind);
+    let everywhere =
+        || ["CreateOptions", "DeleteOptions", "GetOptions", "ListOptions", "PatchOptions", "UpdateOptions", "WatchEvent"].contains(&kind);
     found.or_else(|| if everywhere() { TABLE.by_kind.get(&("", "v1", kind)).copied() } else { None })
 }
 
@@ -276,8 +277,9 @@ impl Field {
 
     /// JSON shows it even when it is zero.
     fn is_always_shown(&self) -> bool {
-        let is_struct = matches!(self.kind, Kind::Message(_) | Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString | Kind::RawExtension)
-            || matches!(self.kind, Kind::FieldsV1 | Kind::Json | Kind::SchemaOrBool | Kind::SchemaOrArray | Kind::SchemaOrStrings);
+        let is_struct =
+            matches!(self.kind, Kind::Message(_) | Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString | Kind::RawExtension)
+                || matches!(self.kind, Kind::FieldsV1 | Kind::Json | Kind::SchemaOrBool | Kind::SchemaOrArray | Kind::SchemaOrStrings);
         // Go's omitempty does nothing for structs.
         let omits = self.omitempty && (self.pointer || self.repeated || self.map || !is_struct);
         !omits && !self.omitzero

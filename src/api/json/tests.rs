@@ -103,14 +103,19 @@ fn strings_escape_like_go() {
     let text = "a<b>&\"\\\n\t\r\u{8}\u{c}\u{1}\u{7f}é\u{2028}\u{2027}😀";
     let mut out = Vec::new();
     write_str(text, &mut out);
-    assert_eq!(String::from_utf8(out.clone()).unwrap(), "\"a\\u003cb\\u003e\\u0026\\\"\\\\\\n\\t\\r\\b\\f\\u0001\u{7f}é\\u2028\u{2027}😀\"");
+    assert_eq!(
+        String::from_utf8(out.clone()).unwrap(),
+        "\"a\\u003cb\\u003e\\u0026\\\"\\\\\\n\\t\\r\\b\\f\\u0001\u{7f}é\\u2028\u{2027}😀\""
+    );
     assert_eq!(parse(&out).unwrap(), Value::Str(text.to_string()));
     assert_eq!(parse(br#""\ud83d\ude00\ud83dx\/""#).unwrap(), Value::Str("😀\u{fffd}x/".to_string()));
 }
 
 #[test]
 fn numbers_print_like_go() {
-    for (f, want) in [(1.0, "1"), (0.1, "0.1"), (1e20, "100000000000000000000"), (1e21, "1e+21"), (1.5e-7, "1.5e-7"), (1e-6, "0.000001"), (-2.5, "-2.5")] {
+    for (f, want) in
+        [(1.0, "1"), (0.1, "0.1"), (1e20, "100000000000000000000"), (1e21, "1e+21"), (1.5e-7, "1.5e-7"), (1e-6, "0.000001"), (-2.5, "-2.5")]
+    {
         let mut out = Vec::new();
         write_float(f, &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), want);

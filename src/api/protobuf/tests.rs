@@ -114,9 +114,17 @@ impl Random {
             Kind::String => Value::Str(self.text()),
             Kind::Bytes => Value::Str(["", "YQ==", "AAEC/w=="][self.next(3) as usize].into()),
             Kind::Time => Value::Str(Time::from_seconds(self.next(4_000_000_000) as i64 - 1_000_000_000).to_string()),
-            Kind::MicroTime => Value::Str(Time { seconds: self.next(2_000_000_000) as i64, nanos: self.next(1_000_000) as u32 * 1000 }.micro()),
+            Kind::MicroTime => {
+                Value::Str(Time { seconds: self.next(2_000_000_000) as i64, nanos: self.next(1_000_000) as u32 * 1000 }.micro())
+            }
             Kind::Quantity => Value::Str(["0", "1", "250m", "1536Mi", "12e6", "3n"][self.next(5) as usize].into()),
-            Kind::IntOrString => if self.next(2) == 0 { Value::Int(self.next(70_000) as i64) } else { Value::Str(self.text()) },
+            Kind::IntOrString => {
+                if self.next(2) == 0 {
+                    Value::Int(self.next(70_000) as i64)
+                } else {
+                    Value::Str(self.text())
+                }
+            }
             Kind::RawExtension | Kind::FieldsV1 | Kind::Json => Value::Map((0..2).map(|_| (self.text(), self.json(0))).collect()),
             Kind::Any => Value::Null,
             Kind::Strings => Value::List(vec![Value::Str(self.text())]),
