@@ -40,7 +40,11 @@ pub fn command() -> Command {
         })
     };
     let data_dir = || Arg::new("data-dir").long("data-dir").value_name("VALUE").help("Folder that holds all state");
-    let command_after_dashes = Arg::new("command").last(true).num_args(0..).value_parser(value_parser!(OsString)).help("Command to run in the cluster's environment");
+    let command_after_dashes = Arg::new("command")
+        .last(true)
+        .num_args(0..)
+        .value_parser(value_parser!(OsString))
+        .help("Command to run in the cluster's environment");
     Command::new("coracle")
         .about("A whole Kubernetes cluster in one executable")
         .version(run::VERSION)
@@ -53,11 +57,12 @@ pub fn command() -> Command {
                 .arg(command_after_dashes),
         )
         .subcommand(
-            Command::new("kubeconfig")
-                .about("Print the administrator's kubeconfig")
-                .arg(config_file())
-                .arg(data_dir())
-                .arg(Arg::new("merge").long("merge").action(ArgAction::SetTrue).help("Merge it into the invoking user's kubeconfig and switch to it")),
+            Command::new("kubeconfig").about("Print the administrator's kubeconfig").arg(config_file()).arg(data_dir()).arg(
+                Arg::new("merge")
+                    .long("merge")
+                    .action(ArgAction::SetTrue)
+                    .help("Merge it into the invoking user's kubeconfig and switch to it"),
+            ),
         )
         .subcommand(Command::new("status").about("Show how the cluster is, on one screen").arg(config_file()).arg(data_dir()))
         .subcommand(
@@ -87,7 +92,11 @@ pub fn command() -> Command {
 }
 
 fn config_file() -> Arg {
-    Arg::new("config").long("config").value_name("FILE").value_parser(value_parser!(PathBuf)).help(format!("Settings file [default: {}]", config::FILE))
+    Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help(format!("Settings file [default: {}]", config::FILE))
 }
 
 fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {

@@ -126,7 +126,8 @@ fn pods(facts: &Facts, out: &mut String, wrong: &mut Vec<(String, String)>) {
 
 /// Why a pod makes no progress, if it does not: a container that waits with an error, or no node that fits.
 fn waiting(pod: &Value) -> Option<String> {
-    let statuses = ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|k| pod["status"][k].as_array().into_iter().flatten());
+    let statuses =
+        ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|k| pod["status"][k].as_array().into_iter().flatten());
     for status in statuses {
         let reason = text(&status["state"]["waiting"]["reason"]);
         if !matches!(reason, "" | "ContainerCreating" | "PodInitializing") {
@@ -156,11 +157,21 @@ mod tests {
         let ready = json!({"metadata": {"name": "n1"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         let stuck = json!({"metadata": {"namespace": "default", "name": "web"}, "status": {"phase": "Pending",
             "containerStatuses": [{"name": "c", "state": {"waiting": {"reason": "ErrImagePull"}}}]}});
-        let facts = Facts { nodes: vec![ready], pods: vec![stuck], metrics: "coracle_store_revision 7\ncoracle_store_disk_bytes 1500000\nworkqueue_depth{name=\"deployment\"} 2\n".into(), ..Facts::default() };
+        let facts = Facts {
+            nodes: vec![ready],
+            pods: vec![stuck],
+            metrics: "coracle_store_revision 7\ncoracle_store_disk_bytes 1500000\nworkqueue_depth{name=\"deployment\"} 2\n".into(),
+            ..Facts::default()
+        };
         let (screen, well) = screen(&facts);
         assert!(!well);
-        for line in ["Node     n1: Ready", "Store    revision 7, 1.5 MB on disk", "Queues   deployment 2", "Pods     1 Pending",
-            "! pod default/web: container c waits: ErrImagePull\n  next: kubectl describe pod -n default web"] {
+        for line in [
+            "Node     n1: Ready",
+            "Store    revision 7, 1.5 MB on disk",
+            "Queues   deployment 2",
+            "Pods     1 Pending",
+            "! pod default/web: container c waits: ErrImagePull\n  next: kubectl describe pod -n default web",
+        ] {
             assert!(screen.contains(line), "{line:?} is not in\n{screen}");
         }
     }

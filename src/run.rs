@@ -187,7 +187,9 @@ impl Node {
         // As kube-proxy is known to the bootstrap policy: services and slices are not a kubelet's to read.
         let proxy = User { name: "system:kube-proxy".into(), groups: vec!["system:authenticated".into()], ..User::default() };
         let network = Arc::new(Network::start(net_config(config)?, client.as_user(proxy)).await.context("the pod network cannot start")?);
-        let agent = Agent::start(agent_config(config), client, runtime, Arc::new(PodLinks(network.clone()))).await.context("the node agent cannot start")?;
+        let agent = Agent::start(agent_config(config), client, runtime, Arc::new(PodLinks(network.clone())))
+            .await
+            .context("the node agent cannot start")?;
         let agent = Arc::new(agent);
         task::spawn("kubelet-listener", serve_kubelet(listener, agent.clone(), shutdown.clone()));
         Ok(Node { agent, network })
@@ -466,14 +468,21 @@ pub fn remove_instance(dir: &Path) -> anyhow::Result<()> {
     let instance = instance_id(dir);
     let run_dir = Path::new("/run/coracle").join(&instance);
     block_on(async {
-        let config = runtime::linux::Config { instance: instance.clone(), run_dir: run_dir.clone(), data_dir: dir.to_path_buf(), shim_exe: std::env::current_exe()? };
+        let config = runtime::linux::Config {
+            instance: instance.clone(),
+            run_dir: run_dir.clone(),
+            data_dir: dir.to_path_buf(),
+            shim_exe: std::env::current_exe()?,
+        };
         Linux::open(config).await?.teardown().await?;
         let range = std::fs::read_to_string(dir.join(SERVICE_RANGE)).unwrap_or_default();
         if let Ok(range) = range.parse::<Cidr>() {
             Network::cleanup(&instance, &range).await?;
         }
         match std::fs::remove_dir_all(&run_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("cannot remove {}", run_dir.display())),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", run_dir.display()))
+            }
             Ok(()) | Err(_) => Ok(()),
         }
     })

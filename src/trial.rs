@@ -40,7 +40,10 @@ async fn live(config: &Config, cluster: &run::Cluster, command: Vec<OsString>, w
         deploy_sample(config, cluster).await?;
     }
     let Some((program, arguments)) = command.split_first() else {
-        println!("A cluster is up. In another terminal:\n\n  export KUBECONFIG={}\n  kubectl get nodes\n\nCtrl-C ends it and removes everything.", config.write_kubeconfig.display());
+        println!(
+            "A cluster is up. In another terminal:\n\n  export KUBECONFIG={}\n  kubectl get nodes\n\nCtrl-C ends it and removes everything.",
+            config.write_kubeconfig.display()
+        );
         run::termination().await?;
         return Ok(ExitCode::SUCCESS);
     };
@@ -87,11 +90,15 @@ fn choices(dir: &Path) -> anyhow::Result<Vec<(&'static str, String)>> {
 fn free_ranges() -> anyhow::Result<(String, String)> {
     let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     // Columns: interface, destination, gateway, …, mask; addresses are little-endian hex.
-    let taken: Vec<(u32, u32)> = routes.lines().skip(1).filter_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let number = |i: usize| u32::from_str_radix(columns.get(i)?, 16).ok().map(u32::swap_bytes);
-        Some((number(1)?, number(7)?)).filter(|(_, mask)| *mask != 0)
-    }).collect();
+    let taken: Vec<(u32, u32)> = routes
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let number = |i: usize| u32::from_str_radix(columns.get(i)?, 16).ok().map(u32::swap_bytes);
+            Some((number(1)?, number(7)?)).filter(|(_, mask)| *mask != 0)
+        })
+        .collect();
     let is_free = |second: u32| {
         let (net, mask) = ((10 << 24) | (second << 16), 0xffff_0000);
         taken.iter().all(|(destination, m)| (destination & mask) != net && (net & m) != (destination & m))

@@ -47,7 +47,8 @@ impl Remote {
         if let Some(sender) = slot.as_ref().filter(|s| !s.is_closed()) {
             return Ok(sender.clone());
         }
-        let stream = self.connector.connect(&self.address, &self.server_name).await.map_err(|e| Status::service_unavailable(e.to_string()))?;
+        let stream =
+            self.connector.connect(&self.address, &self.server_name).await.map_err(|e| Status::service_unavailable(e.to_string()))?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(unreachable_server)?;
         task::spawn("remote-connection", async move {
             // Its end shows as errors of the requests on it.
@@ -70,8 +71,13 @@ impl Remote {
         if verb == Verb::Watch && code == 200 {
             return Ok(Outcome::Watch(events(resource, answer.into_body())));
         }
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await.map_err(|e| Status::service_unavailable(e.to_string()))?.to_bytes();
-        let value = json::parse(&body).map_err(|e| Status::new(code, "InternalError", format!("the server answered {code} with no JSON: {e}")))?;
+        let body = Limited::new(answer.into_body(), ANSWER_MAX)
+            .collect()
+            .await
+            .map_err(|e| Status::service_unavailable(e.to_string()))?
+            .to_bytes();
+        let value =
+            json::parse(&body).map_err(|e| Status::new(code, "InternalError", format!("the server answered {code} with no JSON: {e}")))?;
         if code >= 400 {
             return Err(status(code, &value));
         }
@@ -134,7 +140,9 @@ fn path(request: &Request) -> String {
 }
 
 fn query(request: &Request) -> String {
-    let Options { label_selector, field_selector, resource_version, resource_version_match, limit, continue_token, timeout_seconds, .. } = &request.options;
+    let Options {
+        label_selector, field_selector, resource_version, resource_version_match, limit, continue_token, timeout_seconds, ..
+    } = &request.options;
     let options = &request.options;
     let number = |n: &Option<i64>| n.map(|n| n.to_string());
     let flag = |b: Option<bool>| b.map(|b| b.to_string());
@@ -191,12 +199,27 @@ fn response(resource: &'static Resource, verb: Verb, code: u16, value: Value) ->
 
 fn status(code: u16, value: &Value) -> Status {
     // Reasons are compared with constants; the ones our own components act on are known by name.
-    const REASONS: &[&str] = &["NotFound", "AlreadyExists", "Conflict", "Invalid", "Expired", "Forbidden", "Unauthorized", "TooManyRequests", "Timeout", "BadRequest"];
+    const REASONS: &[&str] = &[
+        "NotFound",
+        "AlreadyExists",
+        "Conflict",
+        "Invalid",
+        "Expired",
+        "Forbidden",
+        "Unauthorized",
+        "TooManyRequests",
+        "Timeout",
+        "BadRequest",
+    ];
     let reason = REASONS.iter().find(|r| **r == value.str_at(&["reason"])).copied().unwrap_or("");
     let mut status = Status::new(code, reason, value.str_at(&["message"]));
     if let Some(details) = value.at(&["details"]) {
         let text = |key: &str| details.str_at(&[key]).to_string();
-        let cause = |c: &Value| Cause { reason: c.str_at(&["reason"]).into(), message: c.str_at(&["message"]).into(), field: c.str_at(&["field"]).into() };
+        let cause = |c: &Value| Cause {
+            reason: c.str_at(&["reason"]).into(),
+            message: c.str_at(&["message"]).into(),
+            field: c.str_at(&["field"]).into(),
+        };
         status.details = Some(Box::new(Details {
             name: text("name"),
             group: text("group"),

@@ -311,7 +311,9 @@ impl Parser {
                     values.dedup();
                     return Ok(values);
                 }
-                other if values.is_empty() => return Err(format!("found '{}', expected: ',', ')' or identifier", Self::text(other.as_ref()))),
+                other if values.is_empty() => {
+                    return Err(format!("found '{}', expected: ',', ')' or identifier", Self::text(other.as_ref())));
+                }
                 other => return Err(format!("found '{}', expected: ',', or identifier", Self::text(other.as_ref()))),
             }
         }
@@ -319,10 +321,10 @@ impl Parser {
 }
 
 fn check_values(key: &str, operator: Operator, values: &[String]) -> Result<(), String> {
-    if matches!(operator, Operator::GreaterThan | Operator::LessThan) {
-        if let Some(bad) = values.iter().find(|v| v.parse::<i64>().is_err()) {
-            return Err(format!("values[0]: Invalid value: {bad:?}: for 'Gt', 'Lt' operators, the value must be an integer"));
-        }
+    if matches!(operator, Operator::GreaterThan | Operator::LessThan)
+        && let Some(bad) = values.iter().find(|v| v.parse::<i64>().is_err())
+    {
+        return Err(format!("values[0]: Invalid value: {bad:?}: for 'Gt', 'Lt' operators, the value must be an integer"));
     }
     for (i, v) in values.iter().enumerate() {
         let problems = label_value(v);
@@ -372,7 +374,9 @@ pub fn qualified_name(key: &str) -> Vec<String> {
             }
             name
         }
-        _ => return vec![format!("a valid label key {NAME_PART} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")],
+        _ => {
+            return vec![format!("a valid label key {NAME_PART} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
+        }
     };
     if name.is_empty() {
         problems.push("name part must be non-empty".to_string());
@@ -421,7 +425,8 @@ impl FieldSelector {
     pub fn parse(text: &str) -> Result<FieldSelector, String> {
         let mut terms = Vec::new();
         for term in split_terms(text).into_iter().filter(|t| !t.is_empty()) {
-            let found = term.char_indices().find_map(|(i, _)| ["!=", "==", "="].into_iter().find(|o| term[i..].starts_with(o)).map(|o| (i, o)));
+            let found =
+                term.char_indices().find_map(|(i, _)| ["!=", "==", "="].into_iter().find(|o| term[i..].starts_with(o)).map(|o| (i, o)));
             let Some((at, operator)) = found else { return Err(format!("invalid selector: '{text}'; can't understand '{term}'")) };
             let value = unescape(&term[at + operator.len()..])?;
             terms.push(FieldTerm { field: term[..at].to_string(), value, equals: operator != "!=" });
@@ -516,11 +521,18 @@ mod tests {
             ("!", "unable to parse requirement: found '', expected: identifier"),
             ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
             ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
-            ("a>1,b<x", "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer"),
+            (
+                "a>1,b<x",
+                "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be an integer",
+            ),
         ] {
             assert_eq!(Selector::parse(text).unwrap_err(), want, "{text}");
         }
-        assert!(Selector::parse("UPPER_//x").unwrap_err().starts_with("unable to parse requirement: <nil>: Invalid value: \"UPPER_//x\": a valid label key"));
+        assert!(
+            Selector::parse("UPPER_//x")
+                .unwrap_err()
+                .starts_with("unable to parse requirement: <nil>: Invalid value: \"UPPER_//x\": a valid label key")
+        );
     }
 
     #[test]
@@ -528,7 +540,9 @@ mod tests {
         assert!(!Selector::from_value(None).unwrap().matches_labels(&[]));
         assert!(Selector::from_value(Some(&value!({}))).unwrap().matches_labels(&[]));
         assert!(!Selector::from_map(Some(&value!({}))).matches_labels(&[]));
-        let s = Selector::from_value(Some(&value!({"matchLabels": {"b": "1"}, "matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["y", "x"]}]})));
+        let s = Selector::from_value(Some(
+            &value!({"matchLabels": {"b": "1"}, "matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["y", "x"]}]}),
+        ));
         assert_eq!(s.unwrap().to_string(), "a notin (x,y),b=1");
     }
 
@@ -537,6 +551,9 @@ mod tests {
         let s = FieldSelector::parse("metadata.name=a\\,b,status.phase!=Running").unwrap();
         assert!(s.matches(|f| if f == "metadata.name" { "a,b".into() } else { "Pending".into() }));
         assert_eq!(s.required("metadata.name"), Some("a,b"));
-        assert_eq!(FieldSelector::parse("metadata.name").unwrap_err(), "invalid selector: 'metadata.name'; can't understand 'metadata.name'");
+        assert_eq!(
+            FieldSelector::parse("metadata.name").unwrap_err(),
+            "invalid selector: 'metadata.name'; can't understand 'metadata.name'"
+        );
     }
 }

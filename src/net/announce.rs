@@ -21,16 +21,11 @@ const RETRY_MS_MAX: u64 = 60_000;
 pub fn resolver_slice(node: &str, ip: Ipv4Addr) -> Value {
     let map = |entries: Vec<(&str, Value)>| Value::Map(entries.into_iter().collect::<Map>());
     let port = |name: &str, protocol: &str| map(vec![("name", name.into()), ("protocol", protocol.into()), ("port", 53.into())]);
-    let labels = map(vec![
-        ("kubernetes.io/service-name", SERVICE.into()),
-        ("endpointslice.kubernetes.io/managed-by", "net.coracle".into()),
-    ]);
+    let labels =
+        map(vec![("kubernetes.io/service-name", SERVICE.into()), ("endpointslice.kubernetes.io/managed-by", "net.coracle".into())]);
     let conditions = map(vec![("ready", true.into()), ("serving", true.into()), ("terminating", false.into())]);
-    let endpoint = map(vec![
-        ("addresses", Value::List(vec![ip.to_string().into()])),
-        ("conditions", conditions),
-        ("nodeName", node.into()),
-    ]);
+    let endpoint =
+        map(vec![("addresses", Value::List(vec![ip.to_string().into()])), ("conditions", conditions), ("nodeName", node.into())]);
     map(vec![
         ("apiVersion", "discovery.k8s.io/v1".into()),
         ("kind", "EndpointSlice".into()),

@@ -213,10 +213,7 @@ pub async fn new_netns() -> Result<OwnedFd, Error> {
     .await
 }
 
-async fn on_thread<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
+async fn on_thread<T: Send + 'static>(what: &'static str, work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     let (done, result) = oneshot::channel();
     std::thread::Builder::new()
         .name("netns".into())

@@ -132,26 +132,79 @@ pub type Reg = u32;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
-    Payload { base: Base, offset: u32, len: u32, to: Reg },
-    Meta { key: u32, to: Reg },
+    Payload {
+        base: Base,
+        offset: u32,
+        len: u32,
+        to: Reg,
+    },
+    Meta {
+        key: u32,
+        to: Reg,
+    },
     /// `original` asks for the original direction's value.
-    Ct { key: u32, original: bool, to: Reg },
+    Ct {
+        key: u32,
+        original: bool,
+        to: Reg,
+    },
     /// The address type (local, unicast, …) of source or destination.
-    FibType { of_source: bool, to: Reg },
-    Numgen { modulus: u32, to: Reg },
-    Equal { reg: Reg, value: Box<[u8]> },
-    Differs { reg: Reg, value: Box<[u8]> },
-    And { reg: Reg, mask: Box<[u8]> },
-    In { set: Name, reg: Reg },
-    NotIn { set: Name, reg: Reg },
-    Map { set: Name, reg: Reg, to: Reg },
-    Vmap { set: Name, reg: Reg },
+    FibType {
+        of_source: bool,
+        to: Reg,
+    },
+    Numgen {
+        modulus: u32,
+        to: Reg,
+    },
+    Equal {
+        reg: Reg,
+        value: Box<[u8]>,
+    },
+    Differs {
+        reg: Reg,
+        value: Box<[u8]>,
+    },
+    And {
+        reg: Reg,
+        mask: Box<[u8]>,
+    },
+    In {
+        set: Name,
+        reg: Reg,
+    },
+    NotIn {
+        set: Name,
+        reg: Reg,
+    },
+    Map {
+        set: Name,
+        reg: Reg,
+        to: Reg,
+    },
+    Vmap {
+        set: Name,
+        reg: Reg,
+    },
     /// An anonymous verdict map over one number.
-    Switch { reg: Reg, verdicts: Vec<Verdict> },
-    Load { value: Box<[u8]>, to: Reg },
+    Switch {
+        reg: Reg,
+        verdicts: Vec<Verdict>,
+    },
+    Load {
+        value: Box<[u8]>,
+        to: Reg,
+    },
     /// Adds or refreshes `reg` in a dynamic set.
-    Update { set: Name, reg: Reg, timeout_ms: u64 },
-    Dnat { addr: Reg, port: Reg },
+    Update {
+        set: Name,
+        reg: Reg,
+        timeout_ms: u64,
+    },
+    Dnat {
+        addr: Reg,
+        port: Reg,
+    },
     Masquerade,
     RejectTcp,
     RejectPort,
@@ -662,7 +715,8 @@ impl Batch {
     }
 
     fn end(&mut self) {
-        let flags = (REQUEST | ACK | u16::from_ne_bytes([self.out.bytes[self.last_flags], self.out.bytes[self.last_flags + 1]])).to_ne_bytes();
+        let flags =
+            (REQUEST | ACK | u16::from_ne_bytes([self.out.bytes[self.last_flags], self.out.bytes[self.last_flags + 1]])).to_ne_bytes();
         self.out.bytes[self.last_flags..self.last_flags + 2].copy_from_slice(&flags);
         let seq = self.next();
         self.out.header(BATCH_END, REQUEST, seq, 0, 10, |_| {});

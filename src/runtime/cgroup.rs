@@ -58,9 +58,8 @@ pub const DEFAULT_DEVICES: &[DeviceRule] = &[
 
 pub const ALL_DEVICES: &[DeviceRule] = &[rule('a', None, None, "rwm")];
 
-const CONTROLLERS: &[&str] = &[
-    "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio", "perf_event",
-];
+const CONTROLLERS: &[&str] =
+    &["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio", "perf_event"];
 
 /// Which layout a `/proc/<pid>/mountinfo` describes. `None`: no controllers are mounted.
 pub fn layout(mountinfo: &str) -> Option<Layout> {
@@ -526,13 +525,7 @@ fn attach_device_program(dir: &Path, rules: &[DeviceRule]) -> io::Result<()> {
     // SAFETY: the kernel just made this descriptor for us.
     let loaded = unsafe { OwnedFd::from_raw_fd(loaded as i32) };
     let target = fs::File::open(dir)?;
-    let attach = Attach {
-        target: target.as_raw_fd() as u32,
-        program: loaded.as_raw_fd() as u32,
-        kind: 6,
-        flags: 0,
-        rest: [0; 12],
-    };
+    let attach = Attach { target: target.as_raw_fd() as u32, program: loaded.as_raw_fd() as u32, kind: 6, flags: 0, rest: [0; 12] };
     // SAFETY: as above; both descriptors are open.
     let attached = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
     if attached < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

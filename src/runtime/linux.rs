@@ -342,8 +342,13 @@ impl Inner {
             fs::create_dir_all(path).map_err(io_error("make", path))?;
         }
         self.snapshot(id).mount(&lowers, &rootfs).map_err(|error| fail(image_text(&error)))?;
-        let user = oci::resolve_user(&spec.user, &image.config.user, &self.image_file(&rootfs, "etc/passwd"), &self.image_file(&rootfs, "etc/group"))
-            .map_err(fail)?;
+        let user = oci::resolve_user(
+            &spec.user,
+            &image.config.user,
+            &self.image_file(&rootfs, "etc/passwd"),
+            &self.image_file(&rootfs, "etc/group"),
+        )
+        .map_err(fail)?;
         let sources = self.mount_sources(&dir, &spec)?;
         let devices = self.devices(&spec)?;
         let cgroup = format!("{}/{id}", setup.cgroup);
@@ -461,10 +466,8 @@ impl Inner {
         let node = |device: &Device| {
             let path = device.host_path.as_path();
             let metadata = fs::metadata(path).map_err(io_error("find device", path))?;
-            device_node(device.container_path.clone(), &metadata).ok_or_else(|| Error::Create {
-                container: spec.name.clone(),
-                message: format!("{} is not a device", path.display()),
-            })
+            device_node(device.container_path.clone(), &metadata)
+                .ok_or_else(|| Error::Create { container: spec.name.clone(), message: format!("{} is not a device", path.display()) })
         };
         spec.devices.iter().map(node).collect()
     }
@@ -837,7 +840,8 @@ fn mount_executable(path: &Path) -> io::Result<OwnedFd> {
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path is NUL-terminated; the result is a new descriptor or negative.
-    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_long) };
+    let tree =
+        unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, name.as_ptr(), OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_long) };
     if tree < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -213,11 +213,9 @@ pub fn tail(file: &mut File, lines: usize) -> io::Result<u64> {
             at = next;
         }
         for (start, partial) in found.into_iter().rev() {
-            if partial {
-                if let Some(front) = starts.front_mut() {
-                    *front = start;
-                    continue;
-                }
+            if partial && let Some(front) = starts.front_mut() {
+                *front = start;
+                continue;
             }
             if starts.len() == lines {
                 return Ok(starts[0]);

@@ -557,7 +557,8 @@ mod tests {
         };
         let spec = container_spec_of(&context);
         let targets: Vec<&str> = spec["mounts"].as_array().unwrap().iter().map(|mount| mount["destination"].as_str().unwrap()).collect();
-        let expected = ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/a", "/dev/shm", "/a/b/c"];
+        let expected =
+            ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/sys/fs/cgroup/pids", "/a", "/dev/shm", "/a/b/c"];
         assert_eq!(targets, expected);
         assert_eq!(spec["linux"]["rootfsPropagation"], "slave");
         assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "network", "path": "/n"}, {"type": "pid"}]));

@@ -138,7 +138,9 @@ impl Ports {
             "coracle.io/claim": format!("{:x}", random())}}, "range": range});
         let effect = match context.access.get(&resource::RANGEALLOCATIONS, "", NAME) {
             Some(old) => Effect::Update { object: with_identity(mark, &old), old },
-            None => Effect::Create { resource: &resource::RANGEALLOCATIONS, namespace: String::new(), name: NAME.to_string(), object: mark },
+            None => {
+                Effect::Create { resource: &resource::RANGEALLOCATIONS, namespace: String::new(), name: NAME.to_string(), object: mark }
+            }
         };
         context.also(effect);
     }

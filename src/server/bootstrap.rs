@@ -182,16 +182,16 @@ fn flow_control() -> Vec<Wanted> {
 
 fn authentication_config(cluster: &Cluster) -> Wanted {
     let object = value!({"apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {
-            "client-ca-file": cluster.client_ca.public,
-            "requestheader-allowed-names": "[\"front-proxy-client\"]",
-            "requestheader-client-ca-file": cluster.front_proxy_ca.public,
-            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
-            "requestheader-group-headers": "[\"X-Remote-Group\"]",
-            "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
-            "requestheader-username-headers": "[\"X-Remote-User\"]",
-        }});
+    "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+    "data": {
+        "client-ca-file": cluster.client_ca.public,
+        "requestheader-allowed-names": "[\"front-proxy-client\"]",
+        "requestheader-client-ca-file": cluster.front_proxy_ca.public,
+        "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+        "requestheader-group-headers": "[\"X-Remote-Group\"]",
+        "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
+        "requestheader-username-headers": "[\"X-Remote-User\"]",
+    }});
     Wanted { resource: &resource::CONFIGMAPS, object }
 }
 
@@ -440,11 +440,13 @@ mod tests {
 
         let account = value!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
         master.create(&resource::SERVICEACCOUNTS, "default", account).await.unwrap();
-        let pod = value!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        let pod =
+            value!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
         let pod = master.create(&resource::PODS, "default", pod).await.unwrap().value();
         assert_eq!(pod.str_at(&["status", "qosClass"]), "BestEffort");
         // The scheduler may bind it; a stranger may not even look.
-        let scheduler = master.as_user(User { name: "system:kube-scheduler".into(), groups: vec!["system:authenticated".into()], ..User::default() });
+        let scheduler =
+            master.as_user(User { name: "system:kube-scheduler".into(), groups: vec!["system:authenticated".into()], ..User::default() });
         let binding = value!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
         scheduler.create_sub(&resource::PODS, "default", "p", "binding", binding).await.unwrap();
         assert_eq!(master.get(&resource::PODS, "default", "p").await.unwrap().str_at(&["spec", "nodeName"]), "n1");

@@ -82,7 +82,8 @@ impl Encoder<'_> {
             View::Plain | View::Discovery => shown,
             View::Partial(version) => table::partial(&shown, version),
             View::PartialList(version) => {
-                let mut list = crate::value!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {}});
+                let mut list =
+                    crate::value!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {}});
                 list.set(&["items"], Value::List(vec![table::partial(&shown, version)]));
                 list
             }
@@ -217,7 +218,8 @@ impl Encoder<'_> {
 
     /// `slot` is 0 for the new state of an event, 2 for the old one; protobuf takes the slot after.
     fn event_object(&self, object: &Object, frames: Option<&Frames>, slot: usize, is_first: bool) -> Bytes {
-        let encode = || Bytes::from(if self.is_direct() { self.object(object) } else { self.watch_tree(self.watch_view(object, is_first)) });
+        let encode =
+            || Bytes::from(if self.is_direct() { self.object(object) } else { self.watch_tree(self.watch_view(object, is_first)) });
         match frames.filter(|_| self.is_direct()) {
             Some(frames) => frames.get_or_init(slot + usize::from(self.accepted.encoding == Encoding::Protobuf), encode),
             None => encode(),

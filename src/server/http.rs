@@ -236,9 +236,8 @@ impl Front {
         let permit = self.requests.clone().try_acquire_owned();
         let _permit = permit.map_err(|_| Refused::flow(Status::too_many_requests("too many requests, please try again later.", 1)))?;
         let served = tokio::time::timeout(timeout, self.pipeline.serve(request)).await;
-        let (outcome, warnings) = served.map_err(|_| {
-            Refused::flow(Status::timeout("Timeout: request did not complete within the allotted timeout", 0))
-        })?;
+        let (outcome, warnings) =
+            served.map_err(|_| Refused::flow(Status::timeout("Timeout: request did not complete within the allotted timeout", 0)))?;
         let mut response = match outcome {
             Ok(Outcome::Unary(response)) => {
                 let answer = encoder.with(row, self.pipeline.clock().now()).response(&response);
@@ -354,7 +353,12 @@ impl EncoderParts {
 }
 
 /// Watch events as body frames, one each, so that each is flushed.
-fn frames(pipeline: Arc<Pipeline>, resource: &'static crate::api::resource::Resource, events: FramedEvents, parts: EncoderParts) -> ResponseBody {
+fn frames(
+    pipeline: Arc<Pipeline>,
+    resource: &'static crate::api::resource::Resource,
+    events: FramedEvents,
+    parts: EncoderParts,
+) -> ResponseBody {
     let encoded = events.enumerate().map(move |(i, framed)| {
         let row = pipeline.registry().row(resource);
         let encoder = parts.with(row, pipeline.clock().now());

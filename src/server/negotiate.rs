@@ -83,7 +83,8 @@ fn clauses(header: &str) -> Vec<Clause<'_>> {
         .map(|clause| {
             let mut pieces = clause.split(';').map(str::trim);
             let media = pieces.next().unwrap_or("");
-            let params: Vec<(&str, &str)> = pieces.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
+            let params: Vec<(&str, &str)> =
+                pieces.filter_map(|p| p.split_once('=')).map(|(k, v)| (k.trim(), v.trim().trim_matches('"'))).collect();
             let quality = params.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse().ok()).unwrap_or(1.0);
             Clause { media, params, quality }
         })
@@ -258,7 +259,11 @@ mod tests {
             ("application/json;q=0.5, application/yaml", Kind::Object, Ok((Yaml, Plain))),
             ("application/yaml", Kind::Watch, Err(Refused::View)),
             ("text/html", Kind::Object, Err(Refused::Media)),
-            ("application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json", Kind::Discovery, Ok((Json, Plain))),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json",
+                Kind::Discovery,
+                Ok((Json, Plain)),
+            ),
             ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", Kind::Discovery, Ok((Json, Discovery))),
             ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1beta1", Kind::Object, Ok((Json, PartialList("v1beta1")))),
         ] {

@@ -17,7 +17,9 @@ const OPERATIONS_MAX: usize = 10_000;
 pub fn json_patch(target: &mut Value, patch: &Value) -> Result<()> {
     let Value::List(operations) = patch else {
         let kind = go_kind(patch);
-        return Err(Status::bad_request(format!("error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp")));
+        return Err(Status::bad_request(format!(
+            "error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
+        )));
     };
     if operations.len() > OPERATIONS_MAX {
         let n = operations.len();
@@ -449,7 +451,10 @@ mod tests {
     fn json_patches() {
         let object = || value!({"data": {"a": "1", "b": "2"}, "list": [1, 2, 3]});
         for (patch, want) in [
-            (value!([{"op": "add", "path": "/data/c", "value": "3"}]), Some(value!({"data": {"a": "1", "b": "2", "c": "3"}, "list": [1, 2, 3]}))),
+            (
+                value!([{"op": "add", "path": "/data/c", "value": "3"}]),
+                Some(value!({"data": {"a": "1", "b": "2", "c": "3"}, "list": [1, 2, 3]})),
+            ),
             (value!([{"op": "remove", "path": "/data/a"}]), Some(value!({"data": {"b": "2"}, "list": [1, 2, 3]}))),
             (value!([{"op": "remove", "path": "/data/zz"}]), None),
             (value!([{"op": "replace", "path": "/data/a", "value": "x"}]), Some(value!({"data": {"a": "x", "b": "2"}, "list": [1, 2, 3]}))),
@@ -457,11 +462,17 @@ mod tests {
             (value!([{"op": "add", "path": "/list/1", "value": 9}]), Some(value!({"data": {"a": "1", "b": "2"}, "list": [1, 9, 2, 3]}))),
             (value!([{"op": "add", "path": "/list/9", "value": 9}]), None),
             (value!([{"op": "remove", "path": "/list/-1"}]), Some(value!({"data": {"a": "1", "b": "2"}, "list": [1, 2]}))),
-            (value!([{"op": "move", "from": "/data/a", "path": "/data/z"}]), Some(value!({"data": {"b": "2", "z": "1"}, "list": [1, 2, 3]}))),
+            (
+                value!([{"op": "move", "from": "/data/a", "path": "/data/z"}]),
+                Some(value!({"data": {"b": "2", "z": "1"}, "list": [1, 2, 3]})),
+            ),
             (value!([{"op": "copy", "path": "/data/c"}]), None),
             (value!([{"op": "test", "path": "/data/a", "value": "7"}]), None),
             (value!([{"op": "test", "path": "/data/q", "value": null}]), Some(object())),
-            (value!([{"op": "add", "path": "data/a", "value": "1"}]), Some(value!({"a": "1", "data": {"a": "1", "b": "2"}, "list": [1, 2, 3]}))),
+            (
+                value!([{"op": "add", "path": "data/a", "value": "1"}]),
+                Some(value!({"a": "1", "data": {"a": "1", "b": "2"}, "list": [1, 2, 3]})),
+            ),
         ] {
             let mut target = object();
             match json_patch(&mut target, &patch) {
@@ -486,7 +497,9 @@ mod tests {
     fn strategic_patches_of_containers() {
         let ty = schema::type_of("v1", "Pod").unwrap();
         let pod = || value!({"spec": {"containers": [{"name": "c", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}], "args": ["x"]}, {"name": "d"}]}});
-        let names = |v: &Value, path: &[&str]| -> String { v.list_at(path).iter().map(|c| c.str_at(&["name"]).to_string()).collect::<Vec<_>>().join(" ") };
+        let names = |v: &Value, path: &[&str]| -> String {
+            v.list_at(path).iter().map(|c| c.str_at(&["name"]).to_string()).collect::<Vec<_>>().join(" ")
+        };
         for (patch, want) in [
             (value!([{"name": "n"}]), "n c d"),
             (value!([{"name": "d", "$patch": "delete"}]), "c"),
@@ -498,7 +511,8 @@ mod tests {
             assert_eq!(names(&target, &["spec", "containers"]), want);
         }
         let mut target = pod();
-        let order = value!({"spec": {"$setElementOrder/containers": [{"name": "n"}, {"name": "d"}, {"name": "c"}], "containers": [{"name": "n"}]}});
+        let order =
+            value!({"spec": {"$setElementOrder/containers": [{"name": "n"}, {"name": "d"}, {"name": "c"}], "containers": [{"name": "n"}]}});
         strategic(&mut target, &order, ty).unwrap();
         assert_eq!(names(&target, &["spec", "containers"]), "n d c");
         let mut target = pod();

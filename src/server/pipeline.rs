@@ -24,8 +24,8 @@ use crate::store::Store;
 
 use super::auth::{Attributes, Auth};
 use super::registry::{Reader, Registry};
-use super::verbs::watch::FramedEvents;
 use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
+use super::verbs::watch::FramedEvents;
 
 /// Watches open at the same time, over all clients.
 const WATCHES_MAX: usize = 20_000;

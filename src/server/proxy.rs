@@ -28,7 +28,12 @@ const ERROR_MAX: usize = 64 * 1024;
 const SPLICE_BUFFER: usize = 32 * 1024;
 
 /// Answers a connect request by what the node's kubelet answers.
-pub async fn connect(connector: &Connector, access: &dyn Access, request: &Request, http: http::Request<Incoming>) -> Result<http::Response<Body>> {
+pub async fn connect(
+    connector: &Connector,
+    access: &dyn Access,
+    request: &Request,
+    http: http::Request<Incoming>,
+) -> Result<http::Response<Body>> {
     let pod = access
         .get(&resource::PODS, &request.namespace, &request.name)
         .ok_or_else(|| Status::not_found(&resource::PODS, &request.name))?
@@ -127,7 +132,9 @@ fn escape(text: &str) -> String {
 /// The request for the kubelet: same method, the headers that negotiate the upgrade, no credentials.
 fn onward(http: &http::Request<Incoming>, path: &str, node: &str) -> Result<http::Request<Empty<Bytes>>> {
     let mut request = http::Request::builder().method(http.method()).uri(path).header("host", node);
-    let copied = |name: &str| name == "upgrade" || name == "connection" || name.starts_with("sec-websocket-") || name.starts_with("x-stream-protocol");
+    let copied = |name: &str| {
+        name == "upgrade" || name == "connection" || name.starts_with("sec-websocket-") || name.starts_with("x-stream-protocol")
+    };
     for (name, value) in http.headers().iter().filter(|(name, _)| copied(name.as_str())) {
         request = request.header(name, value);
     }
@@ -137,7 +144,9 @@ fn onward(http: &http::Request<Incoming>, path: &str, node: &str) -> Result<http
 /// Couples the client's connection with the kubelet's once both have switched protocols.
 fn splice(client: http::Request<Incoming>, answer: http::Response<Incoming>) -> http::Response<Body> {
     let mut response = http::Response::builder().status(answer.status());
-    let kept = |name: &str| name == "upgrade" || name == "connection" || name.starts_with("sec-websocket-") || name.starts_with("x-stream-protocol");
+    let kept = |name: &str| {
+        name == "upgrade" || name == "connection" || name.starts_with("sec-websocket-") || name.starts_with("x-stream-protocol")
+    };
     for (name, value) in answer.headers().iter().filter(|(name, _)| kept(name.as_str())) {
         response = response.header(name, value);
     }

@@ -102,7 +102,8 @@ impl Info {
 
     /// Whether the path itself names one object (as against a field selector doing so).
     fn names_object(&self) -> bool {
-        !self.name.is_empty() && !matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") || (self.old_watch && !self.name.is_empty())
+        !self.name.is_empty() && !matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
+            || (self.old_watch && !self.name.is_empty())
     }
 
     /// The row and verb, given the row the registry knows for group, version and resource. `method` as it came.
@@ -114,7 +115,7 @@ impl Info {
             return Err(Status::no_such_resource());
         }
         let is_connect = matches!(self.subresource.as_str(), "proxy" | "exec" | "attach" | "portforward" | "log");
-        if self.has_more && !(self.subresource == "proxy") {
+        if self.has_more && (self.subresource != "proxy") {
             return Err(Status::no_such_resource());
         }
         if !self.subresource.is_empty() {

@@ -286,6 +286,7 @@ pub trait Strategy: Send + Sync {
         Ok(())
     }
     /// The way back.
+    #[allow(clippy::wrong_self_convention)] // named as the counterpart of to_storage
     fn from_storage(&self, to: &'static Resource, object: &mut Value) {}
 
     // --- writes

@@ -344,7 +344,10 @@ fn owner_references(errors: &mut Vec<FieldError>, owners: &[Value]) {
             }
         }
         if text("apiVersion") == "v1" && text("kind") == "Event" {
-            errors.push(shown_as(FieldError::invalid(FIELD, "", "/v1, Kind=Event is disallowed from being an owner"), in_order(owner, &OWNER)));
+            errors.push(shown_as(
+                FieldError::invalid(FIELD, "", "/v1, Kind=Event is disallowed from being an owner"),
+                in_order(owner, &OWNER),
+            ));
         }
         if owner.bool_at(&["controller"]) {
             let this = format!("{}/{}", text("kind"), text("name"));
@@ -391,8 +394,7 @@ pub fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
             new.list_at(&["metadata", "finalizers"]).iter().filter(|f| !had.contains(f)).map(|f| format!("{f}")).collect();
         if !added.is_empty() {
             let list = added.join(", ");
-            let why =
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}");
+            let why = format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{list}}}");
             errors.push(FieldError::forbidden("metadata.finalizers", why));
         }
     }

@@ -76,12 +76,21 @@ impl Batch {
 /// One raft entry. `expires` holds, per put of the batch, the unix second of its expiry or 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    Batch { batch: Batch, expires: Vec<u64> },
+    Batch {
+        batch: Batch,
+        expires: Vec<u64>,
+    },
     /// Deletes each key that is still at the given revision.
-    Expire { keys: Vec<(Bytes, u64)> },
-    Compact { revision: u64 },
+    Expire {
+        keys: Vec<(Bytes, u64)>,
+    },
+    Compact {
+        revision: u64,
+    },
     /// Moves the revision forward over everything that may have been published and lost, and compacts to it.
-    Jump { revision: u64 },
+    Jump {
+        revision: u64,
+    },
 }
 
 impl fmt::Display for Command {

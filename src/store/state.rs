@@ -69,7 +69,10 @@ pub(crate) struct Change {
 pub(crate) enum Outcome {
     /// The revisions of the batch's puts, then of its deletes (0 for a key that was not there).
     Written(Vec<u64>),
-    Conflict { key: Bytes, current: Option<Entry> },
+    Conflict {
+        key: Bytes,
+        current: Option<Entry>,
+    },
     Done,
 }
 

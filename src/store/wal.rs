@@ -54,7 +54,10 @@ pub(crate) struct Ballot {
 /// What a frame holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    Entry { at: Position, body: Vec<u8> },
+    Entry {
+        at: Position,
+        body: Vec<u8>,
+    },
     Vote(Ballot),
     Committed(Position),
     /// Entries after this are gone (all of them, if `None`).
@@ -919,8 +922,7 @@ impl<E: Clone + Send + 'static> Writer<E> {
         let make = move || {
             let making = options.dir.join(format!("{sequence:08}.spare.making"));
             let spare = options.dir.join(format!("{sequence:08}.spare"));
-            let made = make_zeroed(options.fs.as_ref(), &making, options.segment_bytes)
-                .and_then(|()| options.fs.rename(&making, &spare));
+            let made = make_zeroed(options.fs.as_ref(), &making, options.segment_bytes).and_then(|()| options.fs.rename(&making, &spare));
             shared.no_space.store(made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::StorageFull), Ordering::Relaxed);
             match made {
                 Ok(()) => shared.spares.lock().expect("no panic while spares are locked").push(spare),

@@ -42,7 +42,9 @@ impl Api {
     async fn start(test: &str) -> Api {
         let dir = std::env::temp_dir().join(format!("coracle-api-{test}-{}", std::process::id()));
         let mut settings = Settings::load(None, std::iter::empty()).unwrap();
-        for (key, value) in [("data-dir", dir.to_str().unwrap()), ("node-name", "n"), ("node-ip", "127.0.0.1"), ("advertise-address", "192.0.2.1")] {
+        for (key, value) in
+            [("data-dir", dir.to_str().unwrap()), ("node-name", "n"), ("node-ip", "127.0.0.1"), ("advertise-address", "192.0.2.1")]
+        {
             settings.set(key, value.to_string(), "test".to_string());
         }
         let config = Config::from_settings(&settings).unwrap();
@@ -150,15 +152,23 @@ async fn an_object_lives() {
     let modified = "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest \
                     version and try again";
     api.run(&[
-        step("POST", CM, cm("a"), 201).want("/metadata/creationTimestamp", "2027-01-15T08:00:00Z").keep("first", "/metadata/resourceVersion").keep("uid", "/metadata/uid"),
+        step("POST", CM, cm("a"), 201)
+            .want("/metadata/creationTimestamp", "2027-01-15T08:00:00Z")
+            .keep("first", "/metadata/resourceVersion")
+            .keep("uid", "/metadata/uid"),
         step("POST", CM, cm("a"), 409).want("/message", "configmaps \"a\" already exists").want("/details/kind", "configmaps"),
         step("GET", A, Value::Null, 200).want("/kind", "ConfigMap").want("/data/k", "v"),
-        step("PATCH", A, json!({"data": {"l": "w"}}), 200).patch(MERGE).want("/data", json!({"k": "v", "l": "w"})).keep("second", "/metadata/resourceVersion"),
+        step("PATCH", A, json!({"data": {"l": "w"}}), 200)
+            .patch(MERGE)
+            .want("/data", json!({"k": "v", "l": "w"}))
+            .keep("second", "/metadata/resourceVersion"),
         // What changes nothing writes nothing.
         step("PATCH", A, json!({"data": {"l": "w"}}), 200).patch(MERGE).keep("third", "/metadata/resourceVersion"),
         step("PUT", A, json!({"metadata": {"name": "a", "resourceVersion": "$first"}}), 409).want("/message", modified),
-        step("PUT", A, json!({"metadata": {"name": "b"}}), 400).want("/message", "the name of the object (b) does not match the name on the URL (a)"),
-        step("PUT", A, json!({"metadata": {"name": "a", "resourceVersion": "$second"}, "data": {"n": "1"}}), 200).want("/data", json!({"n": "1"})),
+        step("PUT", A, json!({"metadata": {"name": "b"}}), 400)
+            .want("/message", "the name of the object (b) does not match the name on the URL (a)"),
+        step("PUT", A, json!({"metadata": {"name": "a", "resourceVersion": "$second"}, "data": {"n": "1"}}), 200)
+            .want("/data", json!({"n": "1"})),
         step("DELETE", A, json!({"preconditions": {"uid": "x"}}), 409),
         step("DELETE", &format!("{A}?dryRun=All"), Value::Null, 200).want("/status", "Success"),
         step("DELETE", A, Value::Null, 200).want("/status", "Success").want("/details/name", "a"),
@@ -178,13 +188,16 @@ async fn finalizers_and_propagation_hold_deletion() {
     let with = json!({"metadata": {"name": "a", "finalizers": ["example.com/f"]}});
     api.run(&[
         step("POST", CM, with, 201),
-        step("DELETE", A, Value::Null, 200).want("/metadata/deletionGracePeriodSeconds", 0).want("/metadata/finalizers", json!(["example.com/f"])),
+        step("DELETE", A, Value::Null, 200)
+            .want("/metadata/deletionGracePeriodSeconds", 0)
+            .want("/metadata/finalizers", json!(["example.com/f"])),
         step("POST", CM, cm("a"), 409).want("/message", "object is being deleted: configmaps \"a\" already exists"),
         step("PATCH", A, json!({"metadata": {"finalizers": ["example.com/f", "example.com/g"]}}), 422).patch(MERGE),
         step("PATCH", A, json!({"metadata": {"finalizers": null}}), 200).patch(MERGE),
         step("GET", A, Value::Null, 404),
         step("POST", CM, cm("a"), 201),
-        step("DELETE", &format!("{A}?propagationPolicy=Foreground"), Value::Null, 200).want("/metadata/finalizers", json!(["foregroundDeletion"])),
+        step("DELETE", &format!("{A}?propagationPolicy=Foreground"), Value::Null, 200)
+            .want("/metadata/finalizers", json!(["foregroundDeletion"])),
     ])
     .await;
 }
@@ -198,13 +211,20 @@ async fn lists_page_at_one_revision() {
     let ns = "labelSelector=i";
     api.run(&[
         step("GET", &format!("{CM}?limit=2&{ns}"), Value::Null, 200).want("/items/1/metadata/name", "b").want("/items/0/kind", Value::Null),
-        step("GET", &format!("{CM}?limit=2"), Value::Null, 200).keep("token", "/metadata/continue").keep("list", "/metadata/resourceVersion"),
+        step("GET", &format!("{CM}?limit=2"), Value::Null, 200)
+            .keep("token", "/metadata/continue")
+            .keep("list", "/metadata/resourceVersion"),
         step("DELETE", &format!("{CM}/d"), Value::Null, 200),
         step("GET", &format!("{CM}?limit=9&continue=$token"), Value::Null, 200).keep("list2", "/metadata/resourceVersion"),
-        step("GET", &format!("{CM}?labelSelector=i+in+(a,e)"), Value::Null, 200).want("/items/1/metadata/name", "e").want("/items/2", Value::Null),
-        step("GET", &format!("{CM}?fieldSelector=metadata.name%3Dc"), Value::Null, 200).want("/items/0/metadata/name", "c").want("/items/1", Value::Null),
+        step("GET", &format!("{CM}?labelSelector=i+in+(a,e)"), Value::Null, 200)
+            .want("/items/1/metadata/name", "e")
+            .want("/items/2", Value::Null),
+        step("GET", &format!("{CM}?fieldSelector=metadata.name%3Dc"), Value::Null, 200)
+            .want("/items/0/metadata/name", "c")
+            .want("/items/1", Value::Null),
         step("GET", &format!("{CM}?fieldSelector=x%3Dc"), Value::Null, 400),
-        step("GET", &format!("{CM}?resourceVersion=999999999"), Value::Null, 504).want("/details/causes/0/reason", "ResourceVersionTooLarge"),
+        step("GET", &format!("{CM}?resourceVersion=999999999"), Value::Null, 504)
+            .want("/details/causes/0/reason", "ResourceVersionTooLarge"),
         step("GET", &format!("{CM}?resourceVersionMatch=Exact"), Value::Null, 422),
         step("GET", "/api/v1/namespaces/zz/configmaps", Value::Null, 200).want("/items", json!([])),
     ])
@@ -213,7 +233,9 @@ async fn lists_page_at_one_revision() {
     // Compacted: the rest can still be had, inconsistently.
     api.store.compact(api.store.revision()).await.unwrap();
     api.run(&[
-        step("GET", &format!("{CM}?limit=2&continue=$token"), Value::Null, 410).want("/reason", "Expired").keep("fresh", "/metadata/continue"),
+        step("GET", &format!("{CM}?limit=2&continue=$token"), Value::Null, 410)
+            .want("/reason", "Expired")
+            .keep("fresh", "/metadata/continue"),
         step("GET", &format!("{CM}?limit=2&continue=$fresh"), Value::Null, 200),
     ])
     .await;
@@ -227,11 +249,19 @@ async fn views_and_encodings() {
         step("POST", CM, cm("a"), 201),
         step("GET", CM, Value::Null, 200).accept(table).want("/kind", "Table").want("/columnDefinitions/1/name", "Data"),
         step("GET", A, Value::Null, 200).accept(table).want("/rows/0/cells/0", "a").want("/rows/0/object/kind", "PartialObjectMetadata"),
-        step("GET", A, Value::Null, 200).accept("application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io").want("/data", Value::Null).want("/metadata/name", "a"),
+        step("GET", A, Value::Null, 200)
+            .accept("application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io")
+            .want("/data", Value::Null)
+            .want("/metadata/name", "a"),
         step("GET", A, Value::Null, 406).accept("text/html"),
         step("GET", &format!("{CM}?watch=1"), Value::Null, 406).accept("application/yaml"),
-        step("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}}), 406)
-            .accept("application/json;as=Table;v=v1;g=meta.k8s.io"),
+        step(
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            json!({"spec": {"resourceAttributes": {"verb": "get", "resource": "pods"}}}),
+            406,
+        )
+        .accept("application/json;as=Table;v=v1;g=meta.k8s.io"),
         step("GET", "/api/v1/foos", Value::Null, 404).want("/message", "the server could not find the requested resource"),
         step("POST", "/api/v1/pods", Value::Null, 405),
         step("GET", "/apis/nope/v1", Value::Null, 404),
@@ -281,7 +311,8 @@ async fn watches_follow_and_translate() {
     api.run(&[step("POST", CM, cm("a"), 201).keep("first", "/metadata/resourceVersion")]).await;
     let master = api.peer("admin", "system:masters");
     let mut all = api.send("GET", &format!("{CM}?watch=1&resourceVersion=$first"), &[], "", master.clone()).await.into_body();
-    let mut some = api.send("GET", &format!("{CM}?watch=1&resourceVersion=$first&labelSelector=i%3Da"), &[], "", master.clone()).await.into_body();
+    let mut some =
+        api.send("GET", &format!("{CM}?watch=1&resourceVersion=$first&labelSelector=i%3Da"), &[], "", master.clone()).await.into_body();
     let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&fieldSelector=metadata.name%3Da";
     let mut initial = api.send("GET", &format!("{CM}?{query}"), &[], "", master.clone()).await.into_body();
     let first = events(&mut initial, 2).await;
@@ -293,13 +324,18 @@ async fn watches_follow_and_translate() {
         step("DELETE", A, Value::Null, 200),
     ])
     .await;
-    let names = |events: Vec<Value>| -> Vec<String> { events.iter().map(|e| format!("{} {}", e["type"].as_str().unwrap(), e["object"]["metadata"]["name"].as_str().unwrap())).collect() };
+    let names = |events: Vec<Value>| -> Vec<String> {
+        events.iter().map(|e| format!("{} {}", e["type"].as_str().unwrap(), e["object"]["metadata"]["name"].as_str().unwrap())).collect()
+    };
     assert_eq!(names(events(&mut all, 3).await), ["MODIFIED a", "ADDED b", "DELETED a"]);
     // It left the selection: for this watcher it is gone.
     assert_eq!(names(events(&mut some, 1).await), ["DELETED a"]);
     api.store.compact(api.store.revision()).await.unwrap();
     let (code, answer) = api.json("GET", &format!("{CM}?watch=1&resourceVersion=abc"), &[], "").await;
-    assert_eq!((code, &answer["message"]), (500, &json!("resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax")));
+    assert_eq!(
+        (code, &answer["message"]),
+        (500, &json!("resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax"))
+    );
 }
 
 #[tokio::test]

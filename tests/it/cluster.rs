@@ -63,7 +63,14 @@ fn root_killing_the_daemon_leaves_containers_running() {
     node.import_sample();
     node.apply(sample_deployment());
     node.ok(&["rollout", "status", "deployment/echo", "--timeout=60s"]);
-    let ids = ["get", "pods", "-l", "app=echo", "-o", "jsonpath={range .items[*]}{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}"];
+    let ids = [
+        "get",
+        "pods",
+        "-l",
+        "app=echo",
+        "-o",
+        "jsonpath={range .items[*]}{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}{\"\\n\"}{end}",
+    ];
     let before = node.ok(&ids);
     node.kill_daemon();
     node.start_daemon(&[]);
@@ -148,7 +155,9 @@ spec:
   - {name: main, image: "test.local/nginx:1", command: [sh, -c, "i=0; while [ $i -lt 5 ]; do echo line $i; i=$((i+1)); sleep 0.2; done; exit 3"]}
 "#,
     );
-    node.until(&["get", "pod", "counter", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], |n| n.parse::<u32>().is_ok_and(|n| n >= 1));
+    node.until(&["get", "pod", "counter", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"], |n| {
+        n.parse::<u32>().is_ok_and(|n| n >= 1)
+    });
     let previous = node.ok(&["logs", "-p", "counter"]);
     assert_eq!(previous.lines().collect::<Vec<_>>(), ["line 0", "line 1", "line 2", "line 3", "line 4"]);
     assert_eq!(node.ok(&["logs", "-p", "--tail=1", "counter"]), "line 4\n");
@@ -207,7 +216,10 @@ spec:
 "#,
     );
     node.ok(&["wait", "--for=condition=Ready", "pod/reader", "--timeout=60s"]);
-    assert_eq!(node.ok(&["exec", "reader", "--", "sh", "-c", "echo $COMBINED; cat /conf/key; echo x > /scratch/f"]), "hidden-blue-$(X)\nbefore");
+    assert_eq!(
+        node.ok(&["exec", "reader", "--", "sh", "-c", "echo $COMBINED; cat /conf/key; echo x > /scratch/f"]),
+        "hidden-blue-$(X)\nbefore"
+    );
     node.ok(&["patch", "configmap", "conf", "-p", r#"{"data":{"key":"after"}}"#]);
     node.until(&["exec", "reader", "--", "cat", "/conf/key"], |text| text == "after");
     let token = node.ok(&["exec", "reader", "--", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"]);

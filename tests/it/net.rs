@@ -498,7 +498,8 @@ fn endpoints_change_under_load_without_a_failed_connection() {
         let vip = at(Ipv4Addr::new(10, 43, 0, 30), 80);
         c.until(vip, true).await;
         let load = c.pods[0].0.fd.try_clone().unwrap();
-        let load = tokio::spawn(netlink::in_netns(load, "load", move || Ok((0..2000).map(|_| ask_tcp(vip)).filter(|a| a.is_err()).count())));
+        let load =
+            tokio::spawn(netlink::in_netns(load, "load", move || Ok((0..2000).map(|_| ask_tcp(vip)).filter(|a| a.is_err()).count())));
         let mut turn = 0;
         while !load.is_finished() {
             let sets: [&[usize]; 4] = [&[0, 1], &[1], &[1, 2], &[0, 1, 2]];
@@ -523,7 +524,8 @@ fn many_services_load_in_one_transaction() {
         let started = std::time::Instant::now();
         for i in 0..n {
             let (name, service_ip) = (format!("s{i}"), ip(i).to_string());
-            let endpoints: Vec<_> = (0..3).map(|e| (Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 42, 1, 0)) + 3 * i + e), "node-2")).collect();
+            let endpoints: Vec<_> =
+                (0..3).map(|e| (Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 42, 1, 0)) + 3 * i + e), "node-2")).collect();
             c.feed.service(&name, &service_ip, json!([{"name": "t", "port": 80}]), json!({})).await;
             c.feed.slice(&name, slice_ports.clone(), &endpoints).await;
         }

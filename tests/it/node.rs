@@ -111,10 +111,6 @@ impl Node {
         daemon.wait().unwrap();
     }
 
-    pub fn daemon_pid(&self) -> u32 {
-        self.daemon.as_ref().expect("a daemon runs").id()
-    }
-
     fn kubectl_path(&self) -> PathBuf {
         let dir = std::env::var("CORACLE_KUBECTL_DIR").unwrap_or_else(|_| format!("{}/target/kubectl", env!("CARGO_MANIFEST_DIR")));
         let path = Path::new(&dir).join(format!("kubectl-{}", self.kubectl_version));
@@ -166,7 +162,11 @@ impl Node {
         eventually(&format!("kubectl {arguments:?}"), || {
             let output = self.kubectl(arguments);
             let printed = text(&output);
-            if output.status.success() && wanted(&printed) { Ok(printed) } else { Err(format!("{printed}\n-- daemon log:\n{}", self.log())) }
+            if output.status.success() && wanted(&printed) {
+                Ok(printed)
+            } else {
+                Err(format!("{printed}\n-- daemon log:\n{}", self.log()))
+            }
         })
     }
 

@@ -101,7 +101,14 @@ const SHELL: &str = "test/shell:1";
 impl Node {
     async fn import_shell(&self) {
         let mut files = with_libraries(&[
-            "/bin/sh", "/bin/sleep", "/bin/cat", "/usr/bin/id", "/usr/bin/head", "/usr/bin/tail", "/bin/mount", "/usr/bin/stty",
+            "/bin/sh",
+            "/bin/sleep",
+            "/bin/cat",
+            "/usr/bin/id",
+            "/usr/bin/head",
+            "/usr/bin/tail",
+            "/bin/mount",
+            "/usr/bin/stty",
         ]);
         for (path, text) in [
             ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/srv:/bin/sh\n"),
@@ -209,22 +216,36 @@ fn root_a_container_runs_logs_and_exits() {
         lines.sort();
         assert_eq!(lines, ["err", "out", "unfinished", "yes more host-p1"]);
 
-
         // What it sees: its own processes, its name, a loopback that is up, no signals held back, and no capabilities beyond the usual.
         let script = "cat /proc/sys/kernel/hostname; echo $$; cat /proc/self/status | while read a b; do case $a in \
                       Sig*|Cap[EB]*|Seccomp:|NoNewPrivs:) echo $a $b;; esac; done; id; pwd";
         let said = node.said("p1", ContainerSpec { cwd: Some("/made/here".into()), ..node.shell("look", script) }).await;
         for expected in [
-            "host-p1", "1", "SigBlk: 0000000000000000", "SigIgn: 0000000000000000", "CapEff: 00000000a80425fb",
-            "CapBnd: 00000000a80425fb", "NoNewPrivs: 0", "uid=0(root) gid=0(root) groups=0(root)", "/made/here",
+            "host-p1",
+            "1",
+            "SigBlk: 0000000000000000",
+            "SigIgn: 0000000000000000",
+            "CapEff: 00000000a80425fb",
+            "CapBnd: 00000000a80425fb",
+            "NoNewPrivs: 0",
+            "uid=0(root) gid=0(root) groups=0(root)",
+            "/made/here",
         ] {
             assert!(said.lines().any(|line| line == expected), "{expected:?} in {said}");
         }
         let user = User { uid: Some(33), supplemental_groups: vec![77], ..User::default() };
-        let spec = ContainerSpec { user, no_new_privileges: true, read_only_root: true, ..node.shell("user", "id; cat /proc/self/status; echo x > /x") };
+        let spec = ContainerSpec {
+            user,
+            no_new_privileges: true,
+            read_only_root: true,
+            ..node.shell("user", "id; cat /proc/self/status; echo x > /x")
+        };
         let said = node.said("p1", spec).await;
         assert!(said.contains("uid=33(web) gid=34(www) groups=34(www),50(extra),77"), "{said}");
-        assert!(said.contains("NoNewPrivs:\t1") && said.contains("CapEff:\t0000000000000000") && said.contains("Read-only file system"), "{said}");
+        assert!(
+            said.contains("NoNewPrivs:\t1") && said.contains("CapEff:\t0000000000000000") && said.contains("Read-only file system"),
+            "{said}"
+        );
         node.runtime.remove_sandbox("p1").await.unwrap();
         node.runtime.remove_sandbox("p1").await.unwrap();
     });
@@ -299,7 +320,13 @@ fn root_commands_join_a_running_container() {
         let (_, read) = tokio::join!(write, stdout.read_to_end(&mut received));
         assert_eq!((read.unwrap(), session.exit.await.unwrap()), (1 << 20, 0));
 
-        let spec = ExecSpec { command: sh("read x; stty size; echo got $x; tty -s; exit 3"), tty: true, stdin: true, stdout: true, ..ExecSpec::default() };
+        let spec = ExecSpec {
+            command: sh("read x; stty size; echo got $x; tty -s; exit 3"),
+            tty: true,
+            stdin: true,
+            stdout: true,
+            ..ExecSpec::default()
+        };
         let mut session = node.runtime.exec(&id, spec).await.unwrap();
         session.control.resize(101, 33);
         session.stdin.take().unwrap().write_all(b"typed\n").await.unwrap();
@@ -345,7 +372,8 @@ fn root_containers_outlive_the_daemon() {
         let node = Node { runtime: Linux::open(node.config.clone()).await.unwrap(), ..node };
         assert!(matches!(node.state(&long).await.state, State::Running { .. }));
         assert_eq!(code(&node.ended(&short).await), (4, 0, false, "Error"));
-        let touched = exec_sync(&node.runtime, &long, vec!["/bin/sh".into(), "-c".into(), ": > /go".into()], Duration::from_secs(5), 10).await;
+        let touched =
+            exec_sync(&node.runtime, &long, vec!["/bin/sh".into(), "-c".into(), ": > /go".into()], Duration::from_secs(5), 10).await;
         assert_eq!(touched.unwrap().code, 0);
         let state = node.ended(&long).await;
         assert_eq!(code(&state), (9, 0, false, "Error"));
@@ -359,7 +387,9 @@ fn root_containers_outlive_the_daemon() {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
         assert_eq!(code(&node.ended(&id).await), (137, 0, false, "ContainerStatusUnknown"));
         while events.recv().await.unwrap() != (RuntimeEvent::SandboxLost { sandbox: "p5".into() }) {}
-        assert!(!Path::new(&format!("/proc/{pid}/status")).exists() || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z"));
+        assert!(
+            !Path::new(&format!("/proc/{pid}/status")).exists() || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") Z")
+        );
         assert!(!node.runtime.list().await[0].ready);
         node.runtime.remove_sandbox("p5").await.unwrap();
     });
@@ -386,12 +416,22 @@ fn root_mounts_are_as_asked_below_a_shared_root() {
             at("/ro", true, Propagation::Private),
             at("/rw", false, Propagation::Private),
             Mount { source: MountSource::Host(volume.join("file")), target: "/etc/one".into(), ..at("", true, Propagation::Private) },
-            Mount { source: MountSource::Tmpfs { size_bytes: Some(1 << 20), mode: 0o1777 }, target: "/tmp".into(), ..at("", false, Propagation::Private) },
-            Mount { source: MountSource::Image { reference: SHELL.into(), sub_path: "etc".into() }, target: "/img".into(), ..at("", true, Propagation::Private) },
+            Mount {
+                source: MountSource::Tmpfs { size_bytes: Some(1 << 20), mode: 0o1777 },
+                target: "/tmp".into(),
+                ..at("", false, Propagation::Private)
+            },
+            Mount {
+                source: MountSource::Image { reference: SHELL.into(), sub_path: "etc".into() },
+                target: "/img".into(),
+                ..at("", true, Propagation::Private)
+            },
         ];
         let script = "cat /ro/file /etc/one; echo > /ro/x; echo > /rw/made && echo rw; echo > /tmp/t && echo tmp; cat /img/group; echo > /img/x; echo > /dev/shm/x && echo shm";
         let said = node.said("p6", ContainerSpec { mounts, ..node.shell("m", script) }).await;
-        for expected in ["contentcontent", "/ro/x: Read-only file system", "rw\n", "\ntmp\n", "www:x:34:", "/img/x: Read-only file system", "\nshm\n"] {
+        for expected in
+            ["contentcontent", "/ro/x: Read-only file system", "rw\n", "\ntmp\n", "www:x:34:", "/img/x: Read-only file system", "\nshm\n"]
+        {
             assert!(said.contains(expected), "{expected:?} in {said}");
         }
         assert!(volume.join("made").exists());
@@ -399,14 +439,20 @@ fn root_mounts_are_as_asked_below_a_shared_root() {
         assert_eq!(before, after, "a container's mounts stay in it");
 
         // Only what is shared both ways comes out; what is mounted outside comes in where it was asked for.
-        let (both, down, none) = (at("/both", false, Propagation::Bidirectional), at("/down", false, Propagation::HostToContainer), at("/none", false, Propagation::Private));
+        let (both, down, none) = (
+            at("/both", false, Propagation::Bidirectional),
+            at("/down", false, Propagation::HostToContainer),
+            at("/none", false, Propagation::Private),
+        );
         for dir in ["in", "out"] {
             fs::create_dir_all(volume.join(dir)).unwrap();
         }
         let spec = ContainerSpec { mounts: vec![both, down, none], privileged: true, ..node.shell("prop", "sleep 1000") };
         let id = node.run("p6", spec).await;
         let sh = async |script: &str| {
-            let output = exec_sync(&node.runtime, &id, vec!["/bin/sh".into(), "-c".into(), script.into()], Duration::from_secs(5), 4096).await.unwrap();
+            let output = exec_sync(&node.runtime, &id, vec!["/bin/sh".into(), "-c".into(), script.into()], Duration::from_secs(5), 4096)
+                .await
+                .unwrap();
             String::from_utf8_lossy(&output.output).into_owned()
         };
         assert_eq!(sh("mount -t tmpfs t /both/out && : > /both/out/seen && mount -t tmpfs t /none/in && : > /none/in/hidden").await, "");
@@ -496,7 +542,10 @@ fn root_many_at_once_and_how_long_one_takes() {
         println!("8 pods at once, from nothing to nothing: {:?}", begun.elapsed());
         let shim = node.runtime.list().await[0].info.pid;
         let rollup = fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).unwrap();
-        println!("shim: {}", rollup.lines().filter(|line| line.starts_with("Pss:") || line.starts_with("Private_Dirty")).collect::<Vec<_>>().join(", "));
+        println!(
+            "shim: {}",
+            rollup.lines().filter(|line| line.starts_with("Pss:") || line.starts_with("Private_Dirty")).collect::<Vec<_>>().join(", ")
+        );
         node.runtime.remove_sandbox("p11").await.unwrap();
     });
 }

@@ -193,11 +193,9 @@ impl Actor {
         self.stale_sandbox = !state.ready;
         self.containers(&state).await;
         match (state.ready, self.observed.sandbox.is_ready()) {
-            (false, _) => {
-                if self.observed.sandbox.is_ready() {
-                    self.observed.sandbox = Progress::Absent;
-                    self.event(None, EventType::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
-                }
+            (false, _) if self.observed.sandbox.is_ready() => {
+                self.observed.sandbox = Progress::Absent;
+                self.event(None, EventType::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
             }
             (true, false) if !self.flights.contains_key(&Key::Sandbox) => {
                 let ips = self.shared.network.pod_ips(&uid);

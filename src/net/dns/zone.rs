@@ -53,7 +53,10 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Empty records: the name exists, this type does not.
-    Found { records: Vec<Record>, additional: Vec<Record> },
+    Found {
+        records: Vec<Record>,
+        additional: Vec<Record>,
+    },
     /// The name is another's: to be looked up in turn.
     Alias(String),
     NoSuchName,

@@ -43,11 +43,7 @@ fn parse(tuple: &[u8]) -> Option<Tuple> {
     let (ip, protocol) = (nest(tuple, 1)?, nest(tuple, 2)?);
     let address = |kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(nest(ip, kind)?).ok()?));
     let port = |kind| Some(u16::from_be_bytes(nest(protocol, kind)?.try_into().ok()?));
-    Some(Tuple {
-        source: (address(1)?, port(2)?),
-        destination: (address(2)?, port(3)?),
-        protocol: *nest(protocol, 1)?.first()?,
-    })
+    Some(Tuple { source: (address(1)?, port(2)?), destination: (address(2)?, port(3)?), protocol: *nest(protocol, 1)?.first()? })
 }
 
 fn is_stale(original: &Tuple, reply: &Tuple, stale: &Stale) -> bool {

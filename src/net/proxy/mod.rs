@@ -302,12 +302,7 @@ struct Listed {
 impl Proxy {
     /// Opens table and monitor in this thread's network namespace. A missing table is made at once; one that is there is
     /// left as it is until the lists are complete.
-    pub async fn new(
-        table: &str,
-        state: State,
-        inputs: mpsc::Receiver<Input>,
-        locals: mpsc::Receiver<Local>,
-    ) -> Result<Proxy, nft::Error> {
+    pub async fn new(table: &str, state: State, inputs: mpsc::Receiver<Input>, locals: mpsc::Receiver<Local>) -> Result<Proxy, nft::Error> {
         let monitor = Monitor::open()?;
         let mut table = Table::open(table)?;
         let identity = table.identity()?;

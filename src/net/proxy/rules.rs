@@ -161,7 +161,9 @@ impl Service {
     /// None: nothing for the proxy (headless, ExternalName, another proxy's, no IPv4 address).
     pub fn parse(value: &Value) -> Option<Service> {
         let labels = value.map_at(&["metadata", "labels"]);
-        if value.str_at(&["spec", "type"]) == "ExternalName" || labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name")) {
+        if value.str_at(&["spec", "type"]) == "ExternalName"
+            || labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name"))
+        {
             return None;
         }
         let mut cluster_ips = addresses(value.list_at(&["spec", "clusterIPs"]));
@@ -346,7 +348,10 @@ pub struct Fragment {
 impl Fragment {
     /// The slot classes it needs: bank and length of each list.
     pub fn classes(&self) -> impl Iterator<Item = (Bank, usize)> {
-        self.lists.iter().filter(|(_, list)| !list.affine && !list.endpoints.is_empty()).map(|((bank, _), list)| (*bank, list.endpoints.len()))
+        self.lists
+            .iter()
+            .filter(|(_, list)| !list.affine && !list.endpoints.is_empty())
+            .map(|((bank, _), list)| (*bank, list.endpoints.len()))
     }
 }
 
@@ -645,7 +650,11 @@ fn local(of_source: bool) -> [Expr; 2] {
 
 fn is_new() -> [Expr; 3] {
     let bits = |n: u32| -> Box<[u8]> { n.to_ne_bytes().into() };
-    [Expr::Ct { key: CT_STATE, original: false, to: 0 }, Expr::And { reg: 0, mask: bits(STATE_NEW) }, Expr::Differs { reg: 0, value: bits(0) }]
+    [
+        Expr::Ct { key: CT_STATE, original: false, to: 0 },
+        Expr::And { reg: 0, mask: bits(STATE_NEW) },
+        Expr::Differs { reg: 0, value: bits(0) },
+    ]
 }
 
 fn rule(parts: &[&[Expr]]) -> nft::Rule {
@@ -706,10 +715,14 @@ pub fn skeleton(facts: &Facts) -> Ruleset {
         let hook = hook.map(|(kind, number, priority)| nft::Hook { kind, number, priority });
         rules.chains.insert(name.into(), Chain { hook, rules: list });
     };
-    chain("refuse", None, vec![
-        vec![Expr::Meta { key: META_L4PROTO, to: 0 }, Expr::Equal { reg: 0, value: [6].into() }, Expr::RejectTcp],
-        vec![Expr::RejectPort],
-    ]);
+    chain(
+        "refuse",
+        None,
+        vec![
+            vec![Expr::Meta { key: META_L4PROTO, to: 0 }, Expr::Equal { reg: 0, value: [6].into() }, Expr::RejectTcp],
+            vec![Expr::RejectPort],
+        ],
+    );
     chain("services", None, services(facts));
     chain("early", None, early());
     chain("stray", None, stray(facts));
@@ -758,10 +771,7 @@ fn early() -> Vec<nft::Rule> {
 /// What was dialled but belongs to nobody: a wrong port is refused, a wrong address is silent.
 fn stray(facts: &Facts) -> Vec<nft::Rule> {
     let known = [daddr(0), Expr::In { set: "cluster_ips4".into(), reg: 0 }, goto("refuse")];
-    vec![
-        rule(&[&is_new(), &v4(), &known]),
-        rule(&[&is_new(), &v4(), &masked(daddr(0), &facts.service_cidr, true), &[drop()]]),
-    ]
+    vec![rule(&[&is_new(), &v4(), &known]), rule(&[&is_new(), &v4(), &masked(daddr(0), &facts.service_cidr, true), &[drop()]])]
 }
 
 fn masquerade(facts: &Facts) -> Vec<nft::Rule> {
@@ -784,12 +794,7 @@ fn masquerade(facts: &Facts) -> Vec<nft::Rule> {
         untranslated.into(),
         rule(&[&v4(), &[saddr(0), daddr(1), Expr::In { set: "hairpin4".into(), reg: 0 }, Expr::Masquerade]]),
         // Whoever reaches a cluster IP from outside the cluster's pods: the answer must come back this way.
-        rule(&[
-            &v4(),
-            &masked(original(), &facts.service_cidr, true),
-            &masked(saddr(0), &facts.cluster_cidr, false),
-            &[Expr::Masquerade],
-        ]),
+        rule(&[&v4(), &masked(original(), &facts.service_cidr, true), &masked(saddr(0), &facts.cluster_cidr, false), &[Expr::Masquerade]]),
     ];
     // One rule per protocol: other versions of nft can reload it so (notes/net.md 1.5).
     for protocol in Protocol::ALL {

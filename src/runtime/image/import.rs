@@ -295,8 +295,7 @@ impl Archive {
         }
         let (_, config) = self.blob(&config.digest)?;
         let layer = |layer: &Descriptor| {
-            let digest = Digest::parse(&layer.digest)
-                .ok_or_else(|| self.error(format!("unsupported digest {:?}", layer.digest)))?;
+            let digest = Digest::parse(&layer.digest).ok_or_else(|| self.error(format!("unsupported digest {:?}", layer.digest)))?;
             Ok((blob_path(&digest), Some(digest)))
         };
         let layers = document.layers.iter().map(layer).collect::<Result<_>>()?;
@@ -311,12 +310,8 @@ impl Archive {
             let parsed: ConfigFile = self.parse(&image.config, &config)?;
             // These archives have no manifest, and its digest is the image's id: write the one that would describe it.
             let digest = Digest::from_hash(&Sha256::digest(&config));
-            let layers: Vec<serde_json::Value> = parsed
-                .rootfs
-                .diff_ids
-                .iter()
-                .map(|diff| serde_json::json!({"mediaType": LAYER_TYPE, "digest": diff}))
-                .collect();
+            let layers: Vec<serde_json::Value> =
+                parsed.rootfs.diff_ids.iter().map(|diff| serde_json::json!({"mediaType": LAYER_TYPE, "digest": diff})).collect();
             let manifest = serde_json::to_vec(&serde_json::json!({
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
@@ -396,14 +391,7 @@ impl Archive {
         result
     }
 
-    fn unpack_into(
-        &self,
-        scratch: &Path,
-        member: &Path,
-        digest: Option<&Digest>,
-        diff: &Digest,
-        lowers: &[PathBuf],
-    ) -> Result<LayerMeta> {
+    fn unpack_into(&self, scratch: &Path, member: &Path, digest: Option<&Digest>, diff: &Digest, lowers: &[PathBuf]) -> Result<LayerMeta> {
         let root = scratch.join("fs");
         fs::create_dir(&root).map_err(io_error("make", &root))?;
         let mut reader = Hashing { reader: self.reader(member)?, hash: Sha256::new() };

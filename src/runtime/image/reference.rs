@@ -46,9 +46,7 @@ impl Reference {
     pub fn parse(text: &str) -> Result<Reference, String> {
         let (name, digest) = match text.split_once('@') {
             None => (text, None),
-            Some((name, digest)) => {
-                (name, Some(Digest::parse(digest).ok_or_else(|| format!("unsupported digest {digest:?}"))?))
-            }
+            Some((name, digest)) => (name, Some(Digest::parse(digest).ok_or_else(|| format!("unsupported digest {digest:?}"))?)),
         };
         let slash = name.rfind('/').map_or(0, |at| at + 1);
         let (name, tag) = match name[slash..].find(':') {
@@ -125,10 +123,7 @@ fn is_component(part: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let separator = |byte: u8| matches!(byte, b'.' | b'_' | b'-');
     let bytes = part.as_bytes();
-    !bytes.is_empty()
-        && letter(bytes[0])
-        && letter(bytes[bytes.len() - 1])
-        && bytes.iter().all(|&byte| letter(byte) || separator(byte))
+    !bytes.is_empty() && letter(bytes[0]) && letter(bytes[bytes.len() - 1]) && bytes.iter().all(|&byte| letter(byte) || separator(byte))
 }
 
 #[cfg(test)]

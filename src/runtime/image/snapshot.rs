@@ -100,11 +100,8 @@ pub fn usage(dir: &Path) -> crate::runtime::Usage {
 fn overlay(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path) -> io::Result<()> {
     match new_mount(lowers, upper, target) {
         // Before 6.8: no `lowerdir+`; before 5.2: no fsopen at all.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
-            classic_mount(lowers, upper, target).map_err(|second| {
-                io::Error::new(second.kind(), format!("{error}; by the classic call: {second}"))
-            })
-        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => classic_mount(lowers, upper, target)
+            .map_err(|second| io::Error::new(second.kind(), format!("{error}; by the classic call: {second}"))),
         other => other,
     }
 }
@@ -118,8 +115,7 @@ fn new_mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path) -
     let set = |command: libc::c_long, key: Option<&CStr>, value: Option<&CStr>| -> io::Result<()> {
         let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
         // SAFETY: the descriptor is open, the strings NUL-terminated or null as the command wants.
-        let result =
-            unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, pointer(key), pointer(value), 0) };
+        let result = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, pointer(key), pointer(value), 0) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
     let string = |key: &CStr, path: &Path| set(FSCONFIG_SET_STRING, Some(key), Some(&CString::new(path.as_os_str().as_bytes())?));
@@ -132,21 +128,18 @@ fn new_mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path) -
         set(FSCONFIG_SET_FLAG, Some(c"volatile"), None)?;
     }
     set(FSCONFIG_CMD_CREATE, None, None)?;
-    let attributes = if upper.is_none() { 0x1 /* MOUNT_ATTR_RDONLY */ } else { 0 };
+    let attributes = if upper.is_none() {
+        0x1 /* MOUNT_ATTR_RDONLY */
+    } else {
+        0
+    };
     // SAFETY: the descriptor is open; the result is a new descriptor or negative.
     let mount = owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, attributes) })?;
     let target = CString::new(target.as_os_str().as_bytes())?;
     const MOVE_MOUNT_F_EMPTY_PATH: libc::c_long = 4;
     // SAFETY: both paths are NUL-terminated, the descriptor is open.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            target.as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
-        )
+        libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), c"".as_ptr(), libc::AT_FDCWD, target.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -249,9 +249,8 @@ impl Store {
         } else if let Some(record) = next.images.get_mut(&found.id) {
             let wanted = Reference::parse(reference).map(Reference::tagged);
             let wanted = wanted.as_ref();
-            let matches = |name: &String| {
-                wanted.is_ok_and(|wanted| Reference::parse(name).is_ok_and(|name| wanted.match_rank(&name).is_some()))
-            };
+            let matches =
+                |name: &String| wanted.is_ok_and(|wanted| Reference::parse(name).is_ok_and(|name| wanted.match_rank(&name).is_some()));
             record.names.retain(|name| !matches(name));
         }
         self.commit(&mut index, next)?;

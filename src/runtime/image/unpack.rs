@@ -148,8 +148,7 @@ impl<'a> Target<'a> {
     fn open(root: &Path, lowers: &'a [PathBuf]) -> io::Result<Target<'a>> {
         fs::set_permissions(root, fs::Permissions::from_mode(0o755))?;
         let root = fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(root)?;
-        let mut target =
-            Target { root: root.into(), lowers, directory_times: BTreeMap::new(), meta: LayerMeta::default() };
+        let mut target = Target { root: root.into(), lowers, directory_times: BTreeMap::new(), meta: LayerMeta::default() };
         if let Some(lower) = target.lower(Path::new("")) {
             // The root directory itself, if this layer does not say.
             let root = PathBuf::from(format!("/proc/self/fd/{}/.", target.root.as_raw_fd()));
@@ -337,13 +336,7 @@ impl<'a> Target<'a> {
     }
 
     /// Owner before mode (chown clears setuid), extended attributes after both, time last.
-    fn attributes<R: Read>(
-        &mut self,
-        relative: &Path,
-        path: &Path,
-        kind: EntryType,
-        entry: &mut tar::Entry<'_, R>,
-    ) -> io::Result<()> {
+    fn attributes<R: Read>(&mut self, relative: &Path, path: &Path, kind: EntryType, entry: &mut tar::Entry<'_, R>) -> io::Result<()> {
         let header = entry.header();
         // Some writers leave fields empty; that means zero.
         let old = header.as_old();
@@ -426,8 +419,7 @@ fn set_xattr(path: &Path, name: &OsStr, value: &[u8]) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let name = CString::new(name.as_bytes())?;
     // SAFETY: both strings are NUL-terminated and the value's length is its own.
-    let result =
-        unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    let result = unsafe { libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -75,7 +75,8 @@ type Failure = (i32, String);
 fn become_process(process: &Process) -> Result<std::convert::Infallible, Failure> {
     reset_signals();
     let step = |what: &'static str| move |error: io::Error| (128, format!("{what}: {error}"));
-    change_directory(&process.cwd).map_err(|error| (128, format!("chdir to cwd ({:?}) set in config.json failed: {error}", process.cwd)))?;
+    change_directory(&process.cwd)
+        .map_err(|error| (128, format!("chdir to cwd ({:?}) set in config.json failed: {error}", process.cwd)))?;
     if process.no_new_privileges {
         prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(step("set no_new_privs"))?;
     }

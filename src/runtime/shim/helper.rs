@@ -192,12 +192,8 @@ fn join_container(exec: Exec<'_>) -> Outcome {
     }
     // SAFETY: undumpable, so that the container cannot look into us once we are in it.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-    let namespaces = libc::CLONE_NEWNS
-        | libc::CLONE_NEWPID
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP;
+    let namespaces =
+        libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
     // SAFETY: moves this process only, which does nothing else afterwards.
     if unsafe { libc::setns(pidfd.as_raw_fd(), namespaces) } != 0 {
         return Err(failed("join namespaces", io::Error::last_os_error()));

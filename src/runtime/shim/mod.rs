@@ -225,8 +225,7 @@ impl Shim {
 
     fn wait(&self) -> io::Result<Vec<Token>> {
         let mut tokens = vec![Token::Listener, Token::Signals];
-        let mut polled =
-            vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut polled = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let mut add = |token, descriptor| {
             tokens.push(token);
             polled.push(PollFd::new(descriptor, PollFlags::POLLIN));

@@ -35,16 +35,36 @@ pub struct Request {
 pub enum Call {
     /// `c/<id>/` holds the bundle and `process.json`.
     /// `shared_pids`: its processes do not die with its first one, so the cgroup says who they are.
-    Create { id: String, cgroup: String, log_path: String, stdin: bool, tty: bool, shared_pids: bool },
-    Start { id: String },
-    Kill { id: String, signal: i32 },
+    Create {
+        id: String,
+        cgroup: String,
+        log_path: String,
+        stdin: bool,
+        tty: bool,
+        shared_pids: bool,
+    },
+    Start {
+        id: String,
+    },
+    Kill {
+        id: String,
+        signal: i32,
+    },
     /// Kills if need be; answers when it is gone.
-    Delete { id: String },
+    Delete {
+        id: String,
+    },
     /// `process` is a file below the container's directory, removed once read. Three descriptors travel along unless `tty`.
-    Exec { id: String, process: String, tty: bool },
+    Exec {
+        id: String,
+        process: String,
+        tty: bool,
+    },
     /// On the connection of an exec, after its first reply.
     KillExec,
-    ReopenLog { id: String },
+    ReopenLog {
+        id: String,
+    },
     /// First `Reply::Status` of everything, then one per change.
     Subscribe,
     /// Kills everything; answers when nothing is left, and exits.

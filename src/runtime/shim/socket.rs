@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen,
-    recvmsg, sendmsg, socket, socketpair,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recvmsg,
+    sendmsg, socket, socketpair,
 };
 
 use super::protocol::FRAME_BYTES_MAX;
@@ -51,8 +51,7 @@ pub(crate) fn receive(socket: impl AsFd) -> io::Result<Option<(Vec<u8>, Vec<Owne
     let mut descriptors = Vec::new();
     let (length, truncated) = {
         let mut buffers = [IoSliceMut::new(&mut frame)];
-        let message =
-            recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut buffers, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut buffers, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
         for part in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(received) = part {
                 // SAFETY: the kernel just installed these descriptors for us alone.

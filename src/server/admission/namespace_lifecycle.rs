@@ -25,7 +25,11 @@ fn check(context: &Context, object: &Value) -> Result<()> {
     let is_namespace = context.resource.group.is_empty() && context.resource.plural == "namespaces";
     if is_namespace {
         let immortal = context.operation == Operation::Delete && IMMORTAL.contains(&context.name.as_str());
-        return if immortal { Err(Status::forbidden(context.resource, &context.name, "this namespace may not be deleted")) } else { Ok(()) };
+        return if immortal {
+            Err(Status::forbidden(context.resource, &context.name, "this namespace may not be deleted"))
+        } else {
+            Ok(())
+        };
     }
     // Questions are not things: they may be asked about any namespace.
     let question = matches!(context.resource.plural, "localsubjectaccessreviews");

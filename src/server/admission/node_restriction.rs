@@ -59,7 +59,8 @@ fn pod(context: &Context, node: &str, pod: &Value) -> Result<()> {
     match context.operation {
         Operation::Create => {
             if pod.at(&["metadata", "annotations", "kubernetes.io/config.mirror"]).is_none() {
-                let why = format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods");
+                let why =
+                    format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{node}\" can only create mirror pods");
                 return bare(context, pod, &why);
             }
             if !on_node {
@@ -67,7 +68,9 @@ fn pod(context: &Context, node: &str, pod: &Value) -> Result<()> {
             }
             mirror_owner(context, node, pod)
         }
-        Operation::Delete if !on_node => bare(context, pod, &format!("node \"{node}\" can only delete pods with spec.nodeName set to itself")),
+        Operation::Delete if !on_node => {
+            bare(context, pod, &format!("node \"{node}\" can only delete pods with spec.nodeName set to itself"))
+        }
         Operation::Delete => Ok(()),
         Operation::Update | Operation::Connect => bare(context, pod, &format!("unexpected operation \"{}\"", context.operation.as_str())),
     }
@@ -129,7 +132,11 @@ fn eviction(context: &Context, node: &str, body: &Value) -> Result<()> {
 
 fn token(context: &Context, node: &str, request: &Value) -> Result<()> {
     let bound = |key: &str| request.str_at(&["spec", "boundObjectRef", key]);
-    if request.at(&["spec", "boundObjectRef"]).is_none() || bound("apiVersion") != "v1" || bound("kind") != "Pod" || bound("name").is_empty() {
+    if request.at(&["spec", "boundObjectRef"]).is_none()
+        || bound("apiVersion") != "v1"
+        || bound("kind") != "Pod"
+        || bound("name").is_empty()
+    {
         return bare(context, request, "node requested token not bound to a pod");
     }
     if bound("uid").is_empty() {
@@ -139,7 +146,10 @@ fn token(context: &Context, node: &str, request: &Value) -> Result<()> {
         return Err(Status::not_found(&resource::PODS, bound("name")));
     };
     if pod.uid() != bound("uid") {
-        let why = format!("the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated", bound("uid"));
+        let why = format!(
+            "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+            bound("uid")
+        );
         return Err(Status::conflict(&resource::PODS, bound("name"), &why));
     }
     if pod.str_at(&["spec", "nodeName"]) != node {

@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn tokens_are_mounted_once_and_never_over_something() {
-        let mut pod = value!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]}});
+        let mut pod =
+            value!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"name": "x", "mountPath": MOUNT_PATH}]}]}});
         mount_token(&mut pod, "kube-api-access-xxxxx");
         let containers = pod.list_at(&["spec", "containers"]);
         assert_eq!(containers[0].list_at(&["volumeMounts"])[0].str_at(&["name"]), "kube-api-access-xxxxx");

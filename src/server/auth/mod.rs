@@ -136,7 +136,16 @@ impl Auth {
     pub fn new(cluster: &Cluster, access: Arc<dyn Access>) -> std::result::Result<Arc<Auth>, Error> {
         let signer = token::Signer::new(&cluster.service_account_key.private).map_err(Error::SigningKey)?;
         let rbac = ArcSwap::from_pointee(rbac::Rbac::default());
-        Ok(Arc::new(Auth { cluster: cluster.clone(), access, signer, rbac, refresh: Mutex::default(), written: AtomicU64::new(1), taken_in: AtomicU64::new(0), followed: AtomicBool::new(false) }))
+        Ok(Arc::new(Auth {
+            cluster: cluster.clone(),
+            access,
+            signer,
+            rbac,
+            refresh: Mutex::default(),
+            written: AtomicU64::new(1),
+            taken_in: AtomicU64::new(0),
+            followed: AtomicBool::new(false),
+        }))
     }
 
     /// The user behind a request. No credentials at all: anonymous. Bad ones: 401.
@@ -315,7 +324,15 @@ mod tests {
         let cases = [
             (Attributes::of_path("get", "/api"), "forbidden: User \"bob\" cannot get path \"/api\""),
             (
-                Attributes { verb: "get", resource: "pods", subresource: "log", namespace: "d", name: "x", version: "v1", ..Attributes::default() },
+                Attributes {
+                    verb: "get",
+                    resource: "pods",
+                    subresource: "log",
+                    namespace: "d",
+                    name: "x",
+                    version: "v1",
+                    ..Attributes::default()
+                },
                 "pods \"x\" is forbidden: User \"bob\" cannot get resource \"pods/log\" in API group \"\" in the namespace \"d\"",
             ),
             (

@@ -127,7 +127,11 @@ fn pods(a: &Attributes, node: &str, access: &dyn Access) -> Decision {
 
 fn own_node(a: &Attributes, node: &str) -> Decision {
     if a.verb == "get" {
-        return if a.name == node { Decision::allow("") } else { Decision::no_opinion(format!("node '{node}' cannot read '{}', only its own Node object", a.name)) };
+        return if a.name == node {
+            Decision::allow("")
+        } else {
+            Decision::no_opinion(format!("node '{node}' cannot read '{}', only its own Node object", a.name))
+        };
     }
     let wanted = a.field_selector.split(',').filter_map(|term| term.split_once('='));
     let own = wanted.map(|(k, v)| (k, v.trim_start_matches('='))).any(|(k, v)| k == "metadata.name" && v == node);

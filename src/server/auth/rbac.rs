@@ -359,7 +359,11 @@ mod tests {
 
     #[test]
     fn questions() {
-        let user = |name: &str, groups: &[&str]| User { name: name.into(), groups: groups.iter().map(|g| g.to_string()).collect(), ..User::default() };
+        let user = |name: &str, groups: &[&str]| User {
+            name: name.into(),
+            groups: groups.iter().map(|g| g.to_string()).collect(),
+            ..User::default()
+        };
         let (ann, ops) = (user("ann", &[]), user("x", &["ops", "system:authenticated"]));
         let sa = User::service_account("b", "sa");
         fn on<'a>(verb: &'a str, group: &'a str, resource: &'a str, sub: &'a str, namespace: &'a str, name: &'a str) -> Attributes<'a> {

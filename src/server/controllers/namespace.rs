@@ -140,7 +140,10 @@ fn conditions_update(row: &Row, namespace: &Value, left: &BTreeMap<String, Left>
     ];
     let mut list = namespace.list_at(&["status", "conditions"]).to_vec();
     let now = rfc3339(turn.now());
-    let changed = stated.iter().fold(false, |changed, c| conditions::set(&mut list, c, &now) || changed);
+    let mut changed = false;
+    for condition in &stated {
+        changed |= conditions::set(&mut list, condition, &now);
+    }
     changed.then(|| {
         let mut object = namespace.clone();
         object.set(&["status", "conditions"], list);

@@ -262,7 +262,9 @@ fn rollout(errors: &mut Vec<FieldError>, strategy: &Value) {
             let at = format!("{AT}.maxUnavailable");
             let percent = int_or_percent(errors, &at, unavailable);
             int_or_percent(errors, &format!("{AT}.maxSurge"), surge);
-            let zero = |v: Option<&Value>| matches!(v, Some(Value::Int(0))) || v.and_then(Value::as_str).is_some_and(|s| s.trim_start_matches('0') == "%");
+            let zero = |v: Option<&Value>| {
+                matches!(v, Some(Value::Int(0))) || v.and_then(Value::as_str).is_some_and(|s| s.trim_start_matches('0') == "%")
+            };
             if zero(unavailable) && zero(surge) {
                 let shown = unavailable.cloned().unwrap_or_default();
                 errors.push(FieldError::invalid(at.clone(), shown, "may not be 0 when `maxSurge` is 0"));

@@ -10,8 +10,8 @@ use crate::api::value::Value;
 use crate::server::kinds::core::pod_defaults::each;
 use crate::server::kinds::core::services_validate::{address, not_special};
 use crate::server::strategy::{Column, Context, Strategy, count_generation};
-use crate::server::validation::{self as check, invalid, invalid_number, one_of};
 use crate::server::table;
+use crate::server::validation::{self as check, invalid, invalid_number, one_of};
 
 pub struct Endpoints;
 

@@ -158,15 +158,7 @@ pub fn rows() -> Vec<Box<dyn Strategy>> {
             acted_on: true,
             ..plain(
                 &resource::PRIORITYCLASSES,
-                const {
-                    &[
-                        Column::NAME,
-                        integer("Value"),
-                        Column::new("Global-Default", "boolean"),
-                        Column::AGE,
-                        string("PreemptionPolicy"),
-                    ]
-                },
+                const { &[Column::NAME, integer("Value"), Column::new("Global-Default", "boolean"), Column::AGE, string("PreemptionPolicy")] },
                 &[Cell::Name, Cell::Number(&["value"]), Cell::Bool(&["globalDefault"]), Cell::Age, Cell::Text(&["preemptionPolicy"])],
             )
         },
@@ -177,9 +169,7 @@ pub fn rows() -> Vec<Box<dyn Strategy>> {
             name_rule: NameRule::PathSegment,
             ..plain(
                 &resource::PODDISRUPTIONBUDGETS,
-                const {
-                    &[Column::NAME, string("Min Available"), string("Max Unavailable"), integer("Allowed Disruptions"), Column::AGE]
-                },
+                const { &[Column::NAME, string("Min Available"), string("Max Unavailable"), integer("Allowed Disruptions"), Column::AGE] },
                 &[
                     Cell::Name,
                     Cell::Custom(|o, _| count_or(o, "minAvailable")),

@@ -79,8 +79,7 @@ impl Review {
         if token.is_empty() {
             return Err(Status::bad_request("token is required for TokenReview in authentication"));
         }
-        let audiences: Vec<String> =
-            object.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
+        let audiences: Vec<String> = object.list_at(&["spec", "audiences"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
         Ok(match self.auth.verify_token(token, &audiences, context.now) {
             Ok(verified) => {
                 let mut status = value!({"authenticated": true, "audiences": verified.audiences});

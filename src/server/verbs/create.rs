@@ -33,7 +33,10 @@ impl Pipeline {
         value.set(&["kind"], row.storage.kind);
         let dry_run = !request.options.dry_run.is_empty();
         let revision = value.str_at(&["metadata", "resourceVersion"]).to_string();
-        if !dry_run && !matches!(revision.as_str(), "" | "0") && row.strategy.review(&self.context(Operation::Create, &request), Value::Null).is_none() {
+        if !dry_run
+            && !matches!(revision.as_str(), "" | "0")
+            && row.strategy.review(&self.context(Operation::Create, &request), Value::Null).is_none()
+        {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         wipe_system_metadata(&mut value);
@@ -144,7 +147,8 @@ impl Pipeline {
         let row = self.registry.row(request.resource);
         let sub = row.resource.subresource(&request.subresource).ok_or_else(Status::no_such_resource)?;
         let api_version = crate::api::resource::api_version(sub.group, sub.version);
-        let ty = schema::type_of(&api_version, sub.kind).ok_or_else(|| Status::internal(format!("no schema for {api_version} {}", sub.kind)))?;
+        let ty =
+            schema::type_of(&api_version, sub.kind).ok_or_else(|| Status::internal(format!("no schema for {api_version} {}", sub.kind)))?;
         let mut decoded = match (&request.body, sub.kind) {
             // kubectl and others evict with nothing but the URL.
             (crate::api::request::Body::Empty, "Eviction") => super::Decoded { value: Value::map(), warnings: Vec::new() },

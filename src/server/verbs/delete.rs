@@ -2,12 +2,12 @@
 //!
 //! An object that must wait (grace) or is held (finalizers) is marked and stays; later deletes can only shorten the wait.
 
+use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Body, List, Options, Request, Response, Verb};
 use crate::api::schema;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
-use crate::api::json;
 use crate::store::{Error, Expect};
 use std::time::Duration;
 
@@ -75,7 +75,9 @@ impl Pipeline {
         let mut batch = put_batch(&*row.strategy, super::object_key(old), Expect::At(old.revision), &object, &value);
         super::add_effects(&mut batch, context.take_effects(), &context.now.to_string());
         match self.store.write(batch).await {
-            Ok(written) => Ok(Some(Response::Object { object: Object { revision: written.revisions[0], ..object }, code: accepted(options) })),
+            Ok(written) => {
+                Ok(Some(Response::Object { object: Object { revision: written.revisions[0], ..object }, code: accepted(options) }))
+            }
             Err(Error::Conflict { .. }) => Ok(None),
             Err(other) => Err(store_error(other)),
         }
@@ -301,7 +303,9 @@ fn from_query(options: &Options) -> DeleteOptions {
 fn from_body(value: &Value) -> Result<DeleteOptions> {
     let (version, kind) = (value.str_at(&["apiVersion"]), value.str_at(&["kind"]));
     if !kind.is_empty() && kind != "DeleteOptions" {
-        return Err(Status::bad_request(format!("no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/runtime/scheme.go:111\"")));
+        return Err(Status::bad_request(format!(
+            "no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/runtime/scheme.go:111\""
+        )));
     }
     let text = |path: &[&str]| value.at(path).and_then(Value::as_str).map(str::to_string);
     Ok(DeleteOptions {

@@ -13,7 +13,9 @@ impl Pipeline {
     pub(in crate::server) fn get(&self, request: &Request) -> Result<Response> {
         let row = self.registry.row(request.resource);
         if let Some(all) = row.strategy.synthesize(&*self.access) {
-            return synthesized(all, &request.name).map(|value| Response::Value { value, code: 200 }).ok_or_else(|| not_found(row, &request.name));
+            return synthesized(all, &request.name)
+                .map(|value| Response::Value { value, code: 200 })
+                .ok_or_else(|| not_found(row, &request.name));
         }
         if let Some(text) = &request.options.resource_version {
             let revision = super::parse_revision(text).map_err(|e| Status::bad_request(format!("invalid resource version: {e}")))?;

@@ -42,14 +42,17 @@ impl Filter {
         let mut fields = FieldSelector::parse(options.field_selector.as_deref().unwrap_or("")).map_err(Status::bad_request)?;
         let known = row.strategy.selectable(row.resource);
         for term in &fields.terms {
-            let is_known = matches!(term.field.as_str(), "metadata.name" | "metadata.namespace") || known.iter().any(|s| s.label == term.field);
+            let is_known =
+                matches!(term.field.as_str(), "metadata.name" | "metadata.namespace") || known.iter().any(|s| s.label == term.field);
             if !is_known {
                 return Err(Status::bad_request(unknown_field(&term.field, known)));
             }
         }
         let name = fields.required("metadata.name").map(str::to_string);
         let namespace = fields.required("metadata.namespace").map(str::to_string);
-        fields.terms.retain(|t| !(t.equals && matches!(t.field.as_str(), "metadata.name" | "metadata.namespace")) || is_doubled(&name, &namespace, t));
+        fields.terms.retain(|t| {
+            !(t.equals && matches!(t.field.as_str(), "metadata.name" | "metadata.namespace")) || is_doubled(&name, &namespace, t)
+        });
         let path_name = Some(request.name.clone()).filter(|n| !n.is_empty());
         Ok(Filter { strategy: row.strategy.clone(), resource: row.resource, labels, fields, name: name.or(path_name), namespace })
     }
@@ -111,8 +114,11 @@ pub(in crate::server) struct Position {
 
 impl Position {
     pub(in crate::server) fn from_the_future(revision: u64, current: u64) -> Status {
-        Status::timeout(format!("Timeout: Too large resource version: {revision}, current: {current}"), 1)
-            .with_cause("ResourceVersionTooLarge", "Too large resource version", "")
+        Status::timeout(format!("Timeout: Too large resource version: {revision}, current: {current}"), 1).with_cause(
+            "ResourceVersionTooLarge",
+            "Too large resource version",
+            "",
+        )
     }
 }
 
@@ -133,7 +139,8 @@ pub(in crate::server) fn check_list_options(options: &Options, is_watch: bool) -
                 }
             }
             None if !matching.is_empty() => {
-                errors.push(FieldError::forbidden(field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+                errors
+                    .push(FieldError::forbidden(field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
             }
             None => {}
         }
@@ -310,8 +317,14 @@ mod tests {
         assert_eq!(encode_token(-1, "c00\0"), "eyJydiI6LTEsInN0YXJ0IjoiYzAwXHUwMDAwIiwidiI6Im1ldGEuazhzLmlvL3YxIn0");
         assert_eq!(decode_token("eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6LTEsInN0YXJ0IjoiYzAwXHUwMDAwIn0"), Ok((-1, "c00\0".into())));
         for (token, why) in [
-            ("eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MCwic3RhcnQiOiJjMDBcdTAwMDAifQ", "incorrect encoded start resourceVersion (version meta.k8s.io/v1)"),
-            ("eyJ2IjoibWV0YS5rOHMuaW8vdjIiLCJydiI6NSwic3RhcnQiOiJjMDBcdTAwMDAifQ", "server does not recognize this encoded version meta.k8s.io/v2"),
+            (
+                "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MCwic3RhcnQiOiJjMDBcdTAwMDAifQ",
+                "incorrect encoded start resourceVersion (version meta.k8s.io/v1)",
+            ),
+            (
+                "eyJ2IjoibWV0YS5rOHMuaW8vdjIiLCJydiI6NSwic3RhcnQiOiJjMDBcdTAwMDAifQ",
+                "server does not recognize this encoded version meta.k8s.io/v2",
+            ),
             ("eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NSwic3RhcnQiOiIifQ", "encoded start key empty (version meta.k8s.io/v1)"),
             ("eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NSwic3RhcnQiOiIuLi94In0", "../x"),
             ("==", "illegal base64 data at input byte 0"),

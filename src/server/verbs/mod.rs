@@ -75,7 +75,8 @@ fn decode(ty: TypeRef, api_version: &str, kind: &str, body: &Body, options: &Opt
             let (mut value, duplicates) = json::parse_yaml(bytes).map_err(|e| unrecognized(kind, &e, bytes))?;
             check_kind(&value, api_version, kind)?;
             texts = duplicates;
-            let unknown = json::conform(ty, &mut value).map_err(|e| unhandled(&value_kind(bytes, kind), version_of(api_version), kind, &e))?;
+            let unknown =
+                json::conform(ty, &mut value).map_err(|e| unhandled(&value_kind(bytes, kind), version_of(api_version), kind, &e))?;
             texts.extend(unknown);
             value
         }
@@ -319,7 +320,9 @@ pub fn uid() -> String {
 fn store_error(error: store::Error) -> Status {
     match error {
         store::Error::Compacted { .. } => Status::expired("The resourceVersion for the provided list is too old."),
-        store::Error::TooLarge => Status::new(413, "RequestEntityTooLarge", "Request entity too large: the object is too large to be stored"),
+        store::Error::TooLarge => {
+            Status::new(413, "RequestEntityTooLarge", "Request entity too large: the object is too large to be stored")
+        }
         store::Error::Busy => Status::too_many_requests("the store is busy, please try again later", 1),
         store::Error::Future { requested, current } => list::Position::from_the_future(requested, current),
         store::Error::NoSpace => Status::new(507, "", "the store is full"),

@@ -48,9 +48,8 @@ impl Pipeline {
                     Some(PatchType::Strategic) => patch::strategic(&mut scale, &sent, ty)?,
                     _ => patch::merge_patch(&mut scale, &sent)?,
                 }
-                json::conform(ty, &mut scale).map_err(|e| {
-                    Status::invalid_kind("", "", "", &[FieldError::invalid("patch", scale.to_string(), e)])
-                })?;
+                json::conform(ty, &mut scale)
+                    .map_err(|e| Status::invalid_kind("", "", "", &[FieldError::invalid("patch", scale.to_string(), e)]))?;
             }
             let replicas = scale.i64_at(&["spec", "replicas"]).unwrap_or(0);
             if replicas < 0 {
@@ -87,7 +86,8 @@ fn scale_of(row: &Row, sub: &Subresource, object: &Object) -> Value {
 fn scale_of_tree(row: &Row, sub: &Subresource, object: &Value) -> Value {
     let paths = row.strategy.scale();
     let selector = object.at(paths.selector);
-    let is_label_selector = selector.is_some_and(|s| s.get("matchLabels").is_some_and(|m| m.as_map().is_some()) || s.get("matchExpressions").is_some());
+    let is_label_selector =
+        selector.is_some_and(|s| s.get("matchLabels").is_some_and(|m| m.as_map().is_some()) || s.get("matchExpressions").is_some());
     let selector = if is_label_selector { Selector::from_value(selector).unwrap_or_default() } else { Selector::from_map(selector) };
     let mut metadata = Value::map();
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {

@@ -3,12 +3,12 @@
 //! A request without a resourceVersion is done over when others get in between: patch, admission and validation included.
 //! What changes nothing writes nothing. An update that takes a deleting object's last finalizer removes the object.
 
+use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Body, PatchType, Request, Response};
 use crate::api::resource::Resource;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
-use crate::api::json;
 use crate::store::{Error, Expect, Written};
 
 use super::create::{empty_batch, not_acted_on};
@@ -262,15 +262,16 @@ fn restore_metadata(new: &mut Value, old: &Value) {
         }
     }
     // managedFields left out are kept; an empty list clears them.
-    if metadata.get("managedFields").is_none_or(Value::is_null) {
-        if let Some(value) = kept("managedFields") {
-            metadata.insert("managedFields", value);
-        }
+    if metadata.get("managedFields").is_none_or(Value::is_null)
+        && let Some(value) = kept("managedFields")
+    {
+        metadata.insert("managedFields", value);
     }
 }
 
 fn wrong_uid(row: &Row, request: &Request, sent: &str, stored: &str) -> Status {
-    let path = [request.resource.plural, &request.namespace, &request.name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
+    let path =
+        [request.resource.plural, &request.namespace, &request.name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
     let why = format!(
         "StorageError: invalid object, Code: 4, Key: /registry/{path}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
          precondition: {sent}, UID in object meta: {stored}"

@@ -15,10 +15,10 @@ use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{BasicNode, EntryPayload, LogState};
 use tokio::sync::oneshot;
 
-use crate::store::command::{Command, Input, put_bytes, put_u32};
-use crate::store::wal::{Ballot, Position, Read, Wal};
 use super::types::Types;
 use super::{LogEntry, LogId, Membership, Vote, log_id, position};
+use crate::store::command::{Command, Input, put_bytes, put_u32};
+use crate::store::wal::{Ballot, Position, Read, Wal};
 
 #[derive(Clone)]
 pub(super) struct Log {

@@ -13,12 +13,12 @@ use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 
-use crate::store::command::{Command, Input};
-use crate::store::state::{Outcome, Row, State};
-use crate::store::watch::{Hub, Wakes};
-use crate::store::wal::Position;
 use super::types::Types;
 use super::{LogId, Snapshot, SnapshotMeta, StoredMembership, log, log_id, position};
+use crate::store::command::{Command, Input};
+use crate::store::state::{Outcome, Row, State};
+use crate::store::wal::Position;
+use crate::store::watch::{Hub, Wakes};
 
 /// Entries applied under one lock.
 const CHUNK: usize = 256;

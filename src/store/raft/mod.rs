@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use openraft::errors::{ClientWriteError, RaftError};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::leader_id_std;
 use openraft::vote::RaftLeaderId;
 use openraft::{BasicNode, Raft, SnapshotPolicy};

@@ -84,7 +84,7 @@ fn a_crash_shows_the_exit_then_the_back_off() {
     let p = pod("Always");
     let mut o = observed(vec![exited(1)]);
     let s = run(&p, &o);
-    assert_eq!(s.i64_at(&["containerStatuses"]).is_none(), true);
+    assert!(s.i64_at(&["containerStatuses"]).is_none());
     let c = &s.list_at(&["containerStatuses"])[0];
     assert_eq!((c.i64_at(&["state", "terminated", "exitCode"]), s.str_at(&["phase"])), (Some(1), "Running"));
     o.backoffs.insert("a".into(), Backoff { delay_ms: 10_000, updated: NOW - 5000 });

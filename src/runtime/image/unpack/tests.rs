@@ -63,11 +63,7 @@ fn files_keep_mode_owner_and_time() {
         return;
     }
     let root = scratch("plain");
-    let layer = Layer::new().add("d/", EntryType::Directory, b"").file("d/f", "hello").add(
-        "d/l",
-        EntryType::Symlink,
-        b"f",
-    );
+    let layer = Layer::new().add("d/", EntryType::Directory, b"").file("d/f", "hello").add("d/l", EntryType::Symlink, b"f");
     let unpacked = layer.unpack(&root, &[]).unwrap();
     let file = fs::metadata(root.join("d/l")).unwrap();
     assert_eq!((file.mode() & 0o7777, file.uid(), file.gid(), file.mtime()), (0o4755, 7, 8, 1_000_000));
@@ -111,9 +107,7 @@ fn whiteouts_become_overlays_own() {
     let mut value = [0u8; 8];
     let path = CString::new(root.join("e").as_os_str().as_bytes()).unwrap();
     // SAFETY: NUL-terminated names, and the buffer's own length.
-    let length = unsafe {
-        libc::lgetxattr(path.as_ptr(), c"trusted.overlay.opaque".as_ptr(), value.as_mut_ptr().cast(), value.len())
-    };
+    let length = unsafe { libc::lgetxattr(path.as_ptr(), c"trusted.overlay.opaque".as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     assert_eq!((length, value[0]), (1, b'y'));
     assert_eq!(fs::read_dir(&root).unwrap().count(), 2);
     fs::remove_dir_all(&root).unwrap();

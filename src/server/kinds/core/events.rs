@@ -35,19 +35,21 @@ const COLUMNS: &[Column] = &[
 
 macro_rules! selectable {
     ($object:literal, $reporter:literal) => {
-        const { &[
-            Selectable::new(concat!($object, ".kind"), &["involvedObject", "kind"]),
-            Selectable::new(concat!($object, ".namespace"), &["involvedObject", "namespace"]),
-            Selectable::new(concat!($object, ".name"), &["involvedObject", "name"]),
-            Selectable::new(concat!($object, ".uid"), &["involvedObject", "uid"]),
-            Selectable::new(concat!($object, ".apiVersion"), &["involvedObject", "apiVersion"]),
-            Selectable::new(concat!($object, ".resourceVersion"), &["involvedObject", "resourceVersion"]),
-            Selectable::new(concat!($object, ".fieldPath"), &["involvedObject", "fieldPath"]),
-            Selectable::new("reason", &["reason"]),
-            Selectable::new($reporter, &["reportingComponent"]),
-            Selectable::new("type", &["type"]),
-            Selectable::new("source", &["source", "component"]),
-        ] }
+        const {
+            &[
+                Selectable::new(concat!($object, ".kind"), &["involvedObject", "kind"]),
+                Selectable::new(concat!($object, ".namespace"), &["involvedObject", "namespace"]),
+                Selectable::new(concat!($object, ".name"), &["involvedObject", "name"]),
+                Selectable::new(concat!($object, ".uid"), &["involvedObject", "uid"]),
+                Selectable::new(concat!($object, ".apiVersion"), &["involvedObject", "apiVersion"]),
+                Selectable::new(concat!($object, ".resourceVersion"), &["involvedObject", "resourceVersion"]),
+                Selectable::new(concat!($object, ".fieldPath"), &["involvedObject", "fieldPath"]),
+                Selectable::new("reason", &["reason"]),
+                Selectable::new($reporter, &["reportingComponent"]),
+                Selectable::new("type", &["type"]),
+                Selectable::new("source", &["source", "component"]),
+            ]
+        }
     };
 }
 
@@ -113,7 +115,11 @@ impl Strategy for Events {
         row(event, now)
     }
     fn selectable(&self, as_: &'static Resource) -> &'static [Selectable] {
-        if as_.group.is_empty() { selectable!("involvedObject", "reportingComponent") } else { selectable!("regarding", "reportingController") }
+        if as_.group.is_empty() {
+            selectable!("involvedObject", "reportingComponent")
+        } else {
+            selectable!("regarding", "reportingController")
+        }
     }
     fn selectable_value(&self, object: &crate::api::object::Object, field: &Selectable) -> String {
         let text = object.str_at(field.path);

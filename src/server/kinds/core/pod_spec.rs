@@ -374,7 +374,8 @@ fn resource_field_ref(errors: &mut Errors, at: &str, r: &Value, in_volume: bool)
         }
     } else if !["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"].contains(&divisor) {
         let kind = if resource.ends_with(".memory") { "memory" } else { "local ephemeral storage" };
-        let why = format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {kind} resource");
+        let why =
+            format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {kind} resource");
         errors.push(FieldError::invalid(at, resource, why));
     }
 }
@@ -512,7 +513,11 @@ pub fn resources(errors: &mut Errors, at: &str, resources: Option<&Value>) {
                 errors.push(FieldError::invalid(at, quantity.to_string(), format!("must be equal to {name} limit of {limit}")));
             }
             Some((_, limit)) if quantity > limit => {
-                errors.push(FieldError::invalid(at, quantity.to_string(), format!("must be less than or equal to {name} limit of {limit}")));
+                errors.push(FieldError::invalid(
+                    at,
+                    quantity.to_string(),
+                    format!("must be less than or equal to {name} limit of {limit}"),
+                ));
             }
             Some(_) => {}
             None if !overcommits(name) => {
@@ -657,10 +662,8 @@ fn handler(errors: &mut Errors, at: &str, h: &Value, kinds: &[&str], grace: i64)
             continue;
         }
         match *kind {
-            "exec" => {
-                if action.list_at(&["command"]).is_empty() {
-                    errors.push(FieldError::required(format!("{at}.command"), ""));
-                }
+            "exec" if action.list_at(&["command"]).is_empty() => {
+                errors.push(FieldError::required(format!("{at}.command"), ""));
             }
             "httpGet" => http_get(errors, &at, action),
             "tcpSocket" => port_or_name(errors, &format!("{at}.port"), action.get("port")),

@@ -158,7 +158,12 @@ pub fn status(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let nominated = new.str_at(&["status", "nominatedNodeName"]);
     if !nominated.is_empty() && nominated != old.str_at(&["status", "nominatedNodeName"]) {
-        crate::server::validation::invalid(&mut errors, "status.nominatedNodeName", nominated, crate::server::validation::subdomain(nominated));
+        crate::server::validation::invalid(
+            &mut errors,
+            "status.nominatedNodeName",
+            nominated,
+            crate::server::validation::subdomain(nominated),
+        );
     }
     let ips = new.list_at(&["status", "podIPs"]);
     for (i, ip) in ips.iter().enumerate() {

@@ -76,10 +76,10 @@ impl Strategy for Pods {
                 new.remove(&["metadata", "ownerReferences"]);
             }
         }
-        if new.str_at(&["status", "qosClass"]).is_empty() {
-            if let Some(class) = old.at(&["status", "qosClass"]) {
-                new.set(&["status", "qosClass"], class.clone());
-            }
+        if new.str_at(&["status", "qosClass"]).is_empty()
+            && let Some(class) = old.at(&["status", "qosClass"])
+        {
+            new.set(&["status", "qosClass"], class.clone());
         }
         pod_defaults::pod(new);
         Ok(())
@@ -325,7 +325,8 @@ fn covering_budgets(context: &Context, pod: &Value) -> Vec<Object> {
 
 fn spend(budget: &mut Value, pod: &str, ready: bool, now: Time) -> Result<()> {
     let number = |path: &[&str]| budget.i64_at(path).unwrap_or(0);
-    let healthy_enough = number(&["status", "currentHealthy"]) >= number(&["status", "desiredHealthy"]) && number(&["status", "desiredHealthy"]) > 0;
+    let healthy_enough =
+        number(&["status", "currentHealthy"]) >= number(&["status", "desiredHealthy"]) && number(&["status", "desiredHealthy"]) > 0;
     if !ready && healthy_enough {
         return Ok(());
     }
@@ -496,7 +497,10 @@ mod tests {
         };
         let cases = [
             (value!({"phase": "Pending"}), ["p", "0/1", "Pending", "0"]),
-            (value!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}), ["p", "0/1", "Init:0/1", "0"]),
+            (
+                value!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}),
+                ["p", "0/1", "Init:0/1", "0"],
+            ),
             (
                 value!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
                 ["p", "0/1", "Init:CrashLoopBackOff", "2"],

@@ -99,8 +99,14 @@ mod tests {
         let cases = [
             (value!([{}]), "BestEffort"),
             (value!([{"resources": {"requests": {"cpu": "1"}}}]), "Burstable"),
-            (value!([{"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}}}]), "Guaranteed"),
-            (value!([{"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}}}, {}]), "Burstable"),
+            (
+                value!([{"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}}}]),
+                "Guaranteed",
+            ),
+            (
+                value!([{"resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}}}, {}]),
+                "Burstable",
+            ),
             (value!([{"resources": {"requests": {"example.com/x": "1"}}}]), "BestEffort"),
         ];
         for (containers, want) in cases {

@@ -117,14 +117,16 @@ fn needs_cluster_ip(service: &Value) -> bool {
     matches!(kind(service), "ClusterIP" | "NodePort" | "LoadBalancer")
 }
 fn needs_node_port(service: &Value) -> bool {
-    kind(service) == "NodePort" || kind(service) == "LoadBalancer" && service.at(&["spec", "allocateLoadBalancerNodePorts"]) != Some(&Value::Bool(false))
+    kind(service) == "NodePort"
+        || kind(service) == "LoadBalancer" && service.at(&["spec", "allocateLoadBalancerNodePorts"]) != Some(&Value::Bool(false))
 }
 fn needs_health_port(service: &Value) -> bool {
     kind(service) == "LoadBalancer" && service.str_at(&["spec", "externalTrafficPolicy"]) == "Local"
 }
 /// Reachable from outside the cluster.
 pub fn is_external(service: &Value) -> bool {
-    matches!(kind(service), "NodePort" | "LoadBalancer") || kind(service) == "ClusterIP" && !service.list_at(&["spec", "externalIPs"]).is_empty()
+    matches!(kind(service), "NodePort" | "LoadBalancer")
+        || kind(service) == "ClusterIP" && !service.list_at(&["spec", "externalIPs"]).is_empty()
 }
 
 /// The real addresses of a Service.
@@ -149,7 +151,8 @@ fn default(service: &mut Value) {
         if port.str("protocol").is_empty() {
             port.insert("protocol", "TCP");
         }
-        let unset = matches!(port.get("targetPort"), None | Some(Value::Null | Value::Int(0))) || port.get("targetPort").and_then(Value::as_str) == Some("");
+        let unset = matches!(port.get("targetPort"), None | Some(Value::Null | Value::Int(0)))
+            || port.get("targetPort").and_then(Value::as_str) == Some("");
         if unset {
             let same = port.get("port").cloned().unwrap_or_default();
             port.insert("targetPort", same);
@@ -222,18 +225,20 @@ fn keep_allocated(new: &mut Value, old: &Value) {
             .collect();
         let mut used: Vec<i64> = new.list_at(&["spec", "ports"]).iter().filter_map(|p| p.i64_at(&["nodePort"])).collect();
         each(new.make_map(&["spec"]), "ports", |port| {
-            if port.get("nodePort").and_then(Value::as_i64).unwrap_or(0) == 0 {
-                if let Some(was) = by_name.get(port.str("name")).filter(|p| **p != 0 && !used.contains(p)) {
-                    port.insert("nodePort", *was);
-                    used.push(*was);
-                }
+            if port.get("nodePort").and_then(Value::as_i64).unwrap_or(0) == 0
+                && let Some(was) = by_name.get(port.str("name")).filter(|p| **p != 0 && !used.contains(p))
+            {
+                port.insert("nodePort", *was);
+                used.push(*was);
             }
         });
     }
-    if needs_health_port(old) && needs_health_port(new) && new.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0 {
-        if let Some(was) = old.at(&["spec", "healthCheckNodePort"]) {
-            new.set(&["spec", "healthCheckNodePort"], was.clone());
-        }
+    if needs_health_port(old)
+        && needs_health_port(new)
+        && new.i64_at(&["spec", "healthCheckNodePort"]).unwrap_or(0) == 0
+        && let Some(was) = old.at(&["spec", "healthCheckNodePort"])
+    {
+        new.set(&["spec", "healthCheckNodePort"], was.clone());
     }
 }
 
@@ -306,8 +311,7 @@ fn families(context: &Context, service: &mut Value) -> Result<()> {
     let primary = context.cluster.service_cidrs.first().map_or("IPv4", |c| family_of(c));
     let dual = has("IPv4") && has("IPv6");
     let policy = service.str_at(&["spec", "ipFamilyPolicy"]).to_string();
-    let mut families: Vec<String> =
-        service.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
+    let mut families: Vec<String> = service.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
     let bare = is_headless(service) && service.map_at(&["spec", "selector"]).is_none_or(Map::is_empty);
     let policy = match policy.as_str() {
         "" if bare => "RequireDualStack".to_string(),
@@ -328,11 +332,9 @@ fn families(context: &Context, service: &mut Value) -> Result<()> {
             families.push(if ip.is_ipv4() { "IPv4" } else { "IPv6" }.to_string());
         }
     }
-    if !bare {
-        if let Some(i) = families.iter().position(|f| matches!(f.as_str(), "IPv4" | "IPv6") && !has(f)) {
-            let why = "not configured on this cluster";
-            return Err(refuse(service, FieldError::invalid(format!("spec.ipFamilies[{i}]"), families[i].as_str(), why)));
-        }
+    if !bare && let Some(i) = families.iter().position(|f| matches!(f.as_str(), "IPv4" | "IPv6") && !has(f)) {
+        let why = "not configured on this cluster";
+        return Err(refuse(service, FieldError::invalid(format!("spec.ipFamilies[{i}]"), families[i].as_str(), why)));
     }
     if families.is_empty() {
         families.push(primary.to_string());
@@ -350,8 +352,7 @@ pub fn family_of(cidr: &str) -> &'static str {
 }
 
 fn cluster_ips(context: &Context, service: &mut Value) -> Result<()> {
-    let families: Vec<String> =
-        service.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
+    let families: Vec<String> = service.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
     let given = addresses(service);
     let (namespace, name) = (context.namespace.clone(), service.str_at(&["metadata", "name"]).to_string());
     let own = context.access.get(&resource::SERVICES, &namespace, &name).map(|s| addresses(&s.value())).unwrap_or_default();
@@ -417,12 +418,14 @@ fn node_ports(context: &Context, service: &mut Value, old: Option<&Value>) -> Re
         if asked == 0 && !allocating {
             continue;
         }
-        let shared = mine.iter().find(|(node, port, proto)| {
-            *proto != protocol && if asked == 0 { *port == number } else { i64::from(*node) == asked }
-        });
+        let shared = mine
+            .iter()
+            .find(|(node, port, proto)| *proto != protocol && if asked == 0 { *port == number } else { i64::from(*node) == asked });
         let port = match shared {
             Some((node, ..)) => *node,
-            None => ports.claim(asked as u16).map_err(|refusal| port_refused(service, &format!("spec.ports[{i}].nodePort"), asked, refusal, context))?,
+            None => ports
+                .claim(asked as u16)
+                .map_err(|refusal| port_refused(service, &format!("spec.ports[{i}].nodePort"), asked, refusal, context))?,
         };
         mine.push((port, number, protocol));
         entry.set(&["nodePort"], i64::from(port));

@@ -172,17 +172,18 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, kind: &str) {
         invalid(errors, &format!("spec.clusterIPs[{i}]"), ip, address(ip));
     }
     let parsed: Vec<IpAddr> = many.iter().filter_map(|ip| ip.parse().ok()).collect();
-    if let [a, b] = parsed[..] {
-        if a.is_ipv4() == b.is_ipv4() {
-            let why = "may specify no more than one IP for each IP family, i.e. at most one IPv4 and at most one IPv6 address";
-            errors.push(FieldError::invalid("spec.clusterIPs", list(), why));
-        }
+    if let [a, b] = parsed[..]
+        && a.is_ipv4() == b.is_ipv4()
+    {
+        let why = "may specify no more than one IP for each IP family, i.e. at most one IPv4 and at most one IPv6 address";
+        errors.push(FieldError::invalid("spec.clusterIPs", list(), why));
     }
 }
 
 /// Like [`check::ip`], with a word on leading zeros.
 pub fn address(ip: &str) -> Vec<String> {
-    let relaxed: String = ip.split('.').map(|part| part.trim_start_matches('0')).map(|p| if p.is_empty() { "0" } else { p }).collect::<Vec<_>>().join(".");
+    let relaxed: String =
+        ip.split('.').map(|part| part.trim_start_matches('0')).map(|p| if p.is_empty() { "0" } else { p }).collect::<Vec<_>>().join(".");
     if ip.parse::<IpAddr>().is_err() && !ip.contains(':') && ip.split('.').count() == 4 && relaxed.parse::<IpAddr>().is_ok() {
         return vec!["must not have leading 0s".to_string()];
     }
@@ -368,7 +369,10 @@ mod tests {
                 value!({"clusterIP": "x", "clusterIPs": ["x"]}),
                 "spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
             ),
-            (value!({"clusterIP": "10.0.008.9", "clusterIPs": ["10.0.008.9"]}), "spec.clusterIPs[0]: Invalid value: \"10.0.008.9\": must not have leading 0s"),
+            (
+                value!({"clusterIP": "10.0.008.9", "clusterIPs": ["10.0.008.9"]}),
+                "spec.clusterIPs[0]: Invalid value: \"10.0.008.9\": must not have leading 0s",
+            ),
             (
                 value!({"type": "X"}),
                 "spec.type: Unsupported value: \"X\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\"",

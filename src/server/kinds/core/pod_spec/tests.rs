@@ -60,7 +60,9 @@ fn containers() {
         ),
         (
             value!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.foo"}}}]}),
-            format!("{at}.env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.foo\": error converting fieldPath: field label not supported: spec.foo"),
+            format!(
+                "{at}.env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.foo\": error converting fieldPath: field label not supported: spec.foo"
+            ),
         ),
         (
             value!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}),
@@ -73,7 +75,9 @@ fn containers() {
         ),
         (
             value!({"lifecycle": {"preStop": {"sleep": {"seconds": 60}}}}),
-            format!("{at}.lifecycle.preStop.sleep: Invalid value: 60: must be non-negative and less than terminationGracePeriodSeconds (30)"),
+            format!(
+                "{at}.lifecycle.preStop.sleep: Invalid value: 60: must be non-negative and less than terminationGracePeriodSeconds (30)"
+            ),
         ),
     ];
     for (change, want) in cases {
@@ -100,10 +104,7 @@ fn specs() {
             value!({"initContainers": [{"name": "d", "image": "i:1", "livenessProbe": {"exec": {"command": ["x"]}}}]}),
             "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
         ),
-        (
-            value!({"activeDeadlineSeconds": 0}),
-            "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
-        ),
+        (value!({"activeDeadlineSeconds": 0}), "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive"),
         (
             value!({"schedulingGates": [{"name": "a.b/c"}], "nodeName": "n"}),
             "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared",
