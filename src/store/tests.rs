@@ -246,7 +246,6 @@ fn power_cuts_lose_nothing_that_was_acknowledged() {
                 // From here the key is known to be as found; leave a gap so that stragglers are told apart.
                 let base = (issued + 10).next_multiple_of(5) + 1;
                 tracks.lock().unwrap()[i] = Track { issued: base, acked: base };
-                drop(tracks);
                 store.write(operation(key, base)).await.unwrap();
             }
             store.inner.wal.sync_blocking().unwrap();
@@ -282,7 +281,6 @@ fn power_cuts_lose_nothing_that_was_acknowledged() {
                 // Acknowledged means: answered before the power went.
                 let tracks = tracks.lock().unwrap();
                 stop.store(true, Ordering::SeqCst);
-                drop(tracks);
                 disk = disk.cut(round);
             }
             for writer in writers {
