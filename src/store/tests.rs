@@ -281,6 +281,7 @@ fn power_cuts_lose_nothing_that_was_acknowledged() {
                 // Acknowledged means: answered before the power went.
                 let tracks = tracks.lock().unwrap();
                 stop.store(true, Ordering::SeqCst);
+                drop(tracks);
                 disk = disk.cut(round);
             }
             for writer in writers {

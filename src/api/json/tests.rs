@@ -1,3 +1,5 @@
+//! Tests of the JSON codec: texts, numbers, refusals, and laws over random trees.
+
 use super::*;
 use crate::value;
 

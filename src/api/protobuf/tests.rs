@@ -1,3 +1,5 @@
+//! Tests of the protobuf codec: golden bytes and the laws over every type of the table.
+
 use super::*;
 use crate::value;
 
