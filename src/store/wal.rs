@@ -322,6 +322,7 @@ impl<E: Clone + Send + 'static> Wal<E> {
             committed: None,
             unsynced: None,
             spare_tried: None,
+            spare_maker: None,
         };
         if writer.segments.is_empty() {
             writer.roll(0)?;
@@ -678,6 +679,8 @@ struct Writer<E> {
     /// Relaxed writes that are not durable: since when, and how many revisions.
     unsynced: Option<(Instant, usize)>,
     spare_tried: Option<Instant>,
+    /// The thread that makes, or made, the latest spare.
+    spare_maker: Option<std::thread::JoinHandle<()>>,
 }
 
 impl<E: Clone + Send + 'static> Writer<E> {
@@ -703,6 +706,10 @@ impl<E: Clone + Send + 'static> Writer<E> {
         if let Err(error) = self.finish() {
             error!(%error, "the log could not be closed properly");
             self.shared.failed.store(true, Ordering::Release);
+        }
+        // Who opens the directory next must not meet a file on its way from one name to another.
+        if let Some(maker) = self.spare_maker.take() {
+            let _ = maker.join();
         }
     }
 
@@ -933,8 +940,9 @@ impl<E: Clone + Send + 'static> Writer<E> {
             }
             shared.making_spare.store(false, Ordering::Release);
         };
-        if std::thread::Builder::new().name("store-log-spare".into()).spawn(make).is_err() {
-            self.shared.making_spare.store(false, Ordering::Release);
+        match std::thread::Builder::new().name("store-log-spare".into()).spawn(make) {
+            Ok(maker) => self.spare_maker = Some(maker),
+            Err(_) => self.shared.making_spare.store(false, Ordering::Release),
         }
     }
 
