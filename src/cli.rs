@@ -103,7 +103,8 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let (name, matches) = matches.subcommand().expect("clap requires one");
     match name {
         "server" => {
-            telemetry::logs("info");
+            // What these say at info is about every term and every query.
+            telemetry::logs("info,openraft=warn,hickory_server=warn,hickory_proto=warn");
             run::server(settings(matches)?.config()?)
         }
         "try" => {
