@@ -42,7 +42,6 @@ const SETTLE: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const SECTION: &str = "FIGURES_INSIDE";
-const DAEMON: &str = "FIGURES_DAEMON";
 
 fn main() {
     if let Ok(section) = std::env::var(SECTION) {
@@ -79,7 +78,7 @@ fn ready() {
     let mut times: Vec<f64> = (0..READY_RUNS)
         .map(|run| {
             let mut node = Node::prepare(&format!("ready{run}"));
-            let child = within(&node, "ready", 0).stdout(Stdio::piped()).spawn().unwrap();
+            let child = within(&node, "ready").stdout(Stdio::piped()).spawn().unwrap();
             let start = epoch();
             node.start_daemon(&[]);
             let output = child.wait_with_output().unwrap();
@@ -108,14 +107,14 @@ fn with_api(section: &str) {
 }
 
 fn run_within(node: &Node, section: &str) {
-    let status = within(node, section, node.daemon_pid()).status().unwrap();
+    let status = within(node, section).status().unwrap();
     assert!(status.success(), "section {section} failed; the daemon's log:\n{}", node.log());
 }
 
 /// This program, inside the node's namespaces.
-fn within(node: &Node, section: &str, daemon: u32) -> std::process::Command {
+fn within(node: &Node, section: &str) -> std::process::Command {
     let mut command = node.enter(std::env::current_exe().unwrap());
-    command.env(SECTION, section).env(DAEMON, daemon.to_string());
+    command.env(SECTION, section);
     command
 }
 
@@ -126,8 +125,8 @@ fn epoch() -> f64 {
 // ---- inside the namespaces
 
 async fn inside(section: &str) {
-    let daemon = Process(std::env::var(DAEMON).unwrap().parse().unwrap());
     let cluster = Cluster::wait().await;
+    let daemon = processes(" server --node-name").pop().expect("the daemon runs");
     match section {
         "ready" => {
             cluster.node_ready().await;
@@ -541,7 +540,14 @@ async fn idle(cluster: &Cluster, daemon: Process) {
 /// The shims of this node, by the folder they serve.
 fn shims() -> Vec<Process> {
     let dir = PathBuf::from(std::env::var("CORACLE_DATA_DIR").unwrap());
-    let run_dir = format!("/run/coracle/{}", coracle::config::instance_id(&dir));
+    processes(&format!("/run/coracle/{}", coracle::config::instance_id(&dir)))
+}
+
+/// Processes of this node with `words` in their command line. The harness puts the data dir into everyone's environment;
+/// shims may clear theirs, but their folders are named after it.
+fn processes(words: &str) -> Vec<Process> {
+    let dir = format!("CORACLE_DATA_DIR={}", std::env::var("CORACLE_DATA_DIR").unwrap());
     let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.map(Process).filter(|p| p.command_line().contains(&run_dir)).collect()
+    let ours = |p: &Process| String::from_utf8_lossy(&std::fs::read(format!("/proc/{}/environ", p.0)).unwrap_or_default()).split('\0').any(|v| v == dir);
+    pids.map(Process).filter(|p| p.command_line().contains(words) && (words.starts_with("/run/") || ours(p))).collect()
 }
