@@ -120,7 +120,7 @@ fn tour(node: &Node, name: &str) {
     assert!(text(&diff).contains("+  a: \"2\""), "{}", text(&diff));
     assert!(node.apply(&changed).contains("configured"));
     assert!(node.apply(&changed).contains("unchanged"));
-    let edited = node.kubectl_command(&["edit", "configmap", name]).env("KUBE_EDITOR", "sed -i s/2/3/").output().unwrap();
+    let edited = node.kubectl_command(&["edit", "configmap", name]).env("KUBE_EDITOR", "sed -i /a:/s/2/3/").output().unwrap();
     assert!(text(&edited).contains("edited"), "{}", text(&edited));
     let pod = node.ok(&["get", "pods", "-l", &selector, "-o", "jsonpath={.items[0].metadata.name}"]);
     assert_eq!(node.ok(&["exec", &pod, "--", "hostname"]).trim(), pod);
@@ -247,7 +247,8 @@ fn root_mistakes_are_named() {
     let big = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big}}\ndata: {{a: {}}}\n", "x".repeat(10 << 20));
     let output = node.feed(&["create"], &big);
     assert!(text(&output).contains("too large"), "{}", text(&output));
-    let second = node.enter(crate::node::EXE).args(["server", "--node-name", "x", "--data-dir", "/var/tmp/coracle-none"]).output().unwrap();
+    let mut second = node.enter(crate::node::EXE);
+    let second = second.args(["server", "--node-name", "x", "--data-dir"]).arg(node.dir.join("second")).output().unwrap();
     assert!(text(&second).contains("cannot listen on 0.0.0.0:6443"), "{}", text(&second));
     node.ok(&["get", "nodes"]);
 }
