@@ -253,6 +253,20 @@ fn root_mistakes_are_named() {
     node.ok(&["get", "nodes"]);
 }
 
+/// A pod that waits for its image starts when the image is imported, not at the end of its back-off.
+#[test]
+fn root_an_imported_image_ends_the_wait_for_it() {
+    let node = Node::start("arrive", &[]);
+    node.apply(ECHO_POD);
+    let reason = ["get", "pod", "once", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason}"];
+    // The second try has failed: the next is 20 s away.
+    node.until(&reason, |reason| reason == "ImagePullBackOff");
+    node.import_sample();
+    let before = std::time::Instant::now();
+    node.until(&["get", "pod", "once", "-o", "jsonpath={.status.phase}"], |phase| phase == "Succeeded");
+    assert!(before.elapsed().as_secs() < 10, "it waited for {:?}", before.elapsed());
+}
+
 /// A pod deleted by force leaves nothing of it in the kernel.
 #[test]
 fn root_a_forced_deletion_leaves_nothing_behind() {
