@@ -98,7 +98,8 @@ fn tour(node: &Node, name: &str) {
     let wide = node.ok(&["get", "pods", "-l", &selector, "-o", "wide"]);
     assert!(wide.contains("NOMINATED NODE") && wide.contains("node-1") && wide.matches(" Running ").count() == 2, "{wide}");
     assert!(node.ok(&["get", &deployment, "-o", "yaml"]).contains("observedGeneration: 1"));
-    let described = node.ok(&["describe", "pod", "-l", &selector]);
+    // From 1.36 kubectl leaves events out when it describes several.
+    let described = node.ok(&["describe", "pod", "-l", &selector, "--show-events=true"]);
     for text in ["Scheduled", "Pulled", "Created", "Started", "QoS Class:"] {
         assert!(described.contains(text), "{text} is not in\n{described}");
     }
