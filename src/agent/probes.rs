@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::kubelet::pod::name_of;
 use crate::api::value::Value;
 use crate::runtime::{self, Runtime};
+use crate::transport::Connector;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -36,9 +37,11 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Handler {
     Exec { command: Vec<String> },
-    Http { host: String, port: u16, path: String, headers: Vec<(String, String)> },
+    Http { tls: bool, host: String, port: u16, path: String, headers: Vec<(String, String)> },
     Tcp { host: String, port: u16 },
     Sleep { seconds: u64 },
+    /// It cannot be asked; this is why.
+    Unreadable { why: String },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -64,16 +67,14 @@ pub fn handler(spec: &Value, container: &Value, ip: &str) -> Result<Handler, Str
         return Ok(Handler::Exec { command });
     }
     if let Some(http) = spec.at(&["httpGet"]) {
-        if http.str_at(&["scheme"]) == "HTTPS" {
-            return Err("HTTPS handlers are not supported yet by this version of Coracle".to_string());
-        }
+        let tls = http.str_at(&["scheme"]).eq_ignore_ascii_case("HTTPS");
         let headers = http.list_at(&["httpHeaders"]).iter().map(|h| (name_of(h).to_string(), h.str_at(&["value"]).to_string()));
         let path = match http.str_at(&["path"]) {
             "" => "/".to_string(),
             path if path.starts_with('/') => path.to_string(),
             path => format!("/{path}"),
         };
-        return Ok(Handler::Http { host: host(http), port: port(http, container)?, path, headers: headers.collect() });
+        return Ok(Handler::Http { tls, host: host(http), port: port(http, container)?, path, headers: headers.collect() });
     }
     if let Some(tcp) = spec.at(&["tcpSocket"]) {
         return Ok(Handler::Tcp { host: host(tcp), port: port(tcp, container)? });
@@ -107,8 +108,8 @@ pub fn probes(container: &Value, ip: &str) -> Vec<Probe> {
             spec.i64_at(&[key]).and_then(|n| u64::try_from(n).ok()).filter(|n| *n >= least).unwrap_or(default)
         };
         let threshold = |key: &str, default: u64| u32::try_from(number(key, 1, default)).unwrap_or(1);
-        // `admit` has turned away what has no handler here; a named port that does not exist never answers.
-        let handler = handler(spec, container, ip).unwrap_or(Handler::Tcp { host: ip.to_string(), port: 0 });
+        // `admit` has turned away what has no handler here; a named port that does not exist fails with its name.
+        let handler = handler(spec, container, ip).unwrap_or_else(|why| Handler::Unreadable { why });
         all.push(Probe {
             kind,
             handler,
@@ -254,10 +255,11 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
                 (false, _) => Err(String::from_utf8_lossy(&output.output).into_owned()),
             }
         }
-        Handler::Http { host, port, path, headers } => {
-            let url = format!("http://{}{path}", authority(host, *port));
+        Handler::Http { tls, host, port, path, headers } => {
+            let scheme = if *tls { "https" } else { "http" };
+            let url = format!("{scheme}://{}{path}", authority(host, *port));
             let late = || Err(format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"));
-            let answer = tokio::time::timeout(timeout, http_get(host, *port, path, headers)).await;
+            let answer = tokio::time::timeout(timeout, http_get(*tls, host, *port, path, headers)).await;
             match answer.unwrap_or_else(|_| late()).map_err(|e| if e.starts_with("Get ") { e } else { format!("Get \"{url}\": {e}") })? {
                 200..400 => Ok(()),
                 code => Err(format!("HTTP probe failed with statuscode: {code}")),
@@ -276,6 +278,7 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
             tokio::time::sleep(Duration::from_secs(*seconds)).await;
             Ok(())
         }
+        Handler::Unreadable { why } => Err(why.clone()),
     }
 }
 
@@ -293,14 +296,27 @@ fn dial_text(error: &std::io::Error) -> String {
 }
 
 /// One GET over a connection of its own; only the status matters, the body is left unread.
-async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<u16, String> {
+async fn http_get(tls: bool, host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<u16, String> {
     let address = authority(host, port);
     let connected = TcpStream::connect((host, port)).await;
-    let mut stream = connected.map_err(|e| format!("dial tcp {address}: {}", dial_text(&e)))?;
+    let stream = connected.map_err(|e| format!("dial tcp {address}: {}", dial_text(&e)))?;
+    if !tls {
+        return converse(stream, &address, path, headers).await;
+    }
+    let stream = Connector::trusting_anyone().secure(stream, host).await.map_err(|e| e.to_string())?;
+    converse(stream, &address, path, headers).await
+}
+
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: &str,
+    path: &str,
+    headers: &[(String, String)],
+) -> Result<u16, String> {
     let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
     let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
     for (name, value, wanted) in
-        [("Host", address.as_str(), !has("host")), ("User-Agent", "kube-probe/1.36", !has("user-agent")), ("Accept", "*/*", !has("accept"))]
+        [("Host", address, !has("host")), ("User-Agent", "kube-probe/1.36", !has("user-agent")), ("Accept", "*/*", !has("accept"))]
     {
         if wanted {
             request.push_str(&format!("{name}: {value}\r\n"));
@@ -350,8 +366,38 @@ mod tests {
     fn named_ports_and_hosts() {
         let container = value!({"ports": [{"name": "web", "containerPort": 8080}]});
         let spec = value!({"httpGet": {"port": "web", "path": "x", "httpHeaders": [{"name": "A", "value": "b"}]}});
-        let expected = Handler::Http { host: "10.0.0.1".into(), port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())] };
+        let expected = Handler::Http { tls: false, host: "10.0.0.1".into(), port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())] };
         assert_eq!(handler(&spec, &container, "10.0.0.1").unwrap(), expected);
+    }
+
+    #[test]
+    fn a_port_nobody_named_is_named() {
+        let all = probes(&value!({"livenessProbe": {"tcpSocket": {"port": "web"}}}), "10.0.0.1");
+        assert_eq!(all[0].handler, Handler::Unreadable { why: "couldn't find port: web".into() });
+    }
+
+    #[tokio::test]
+    async fn https_asks_without_judging_the_certificate() {
+        let dir = std::env::temp_dir().join(format!("coracle-probe-{}", std::process::id()));
+        let pki = crate::pki::Pki::load_or_create(&dir).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        let identity = pki.cluster.serving("someone.else", &[], &["someone.else".to_string()], &[]).unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let listener = crate::transport::Listener::bind(address, &identity, &[&pki.client.certificate], &["h2", "http/1.1"]).await.unwrap();
+        let port = listener.local_address().unwrap().port();
+        let server = tokio::spawn(async move {
+            let mut stream = listener.accept().await.handshake().await.unwrap().stream;
+            let _ = stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            stream.shutdown().await.unwrap();
+        });
+        let spec = value!({"httpGet": {"port": i64::from(port), "scheme": "HTTPS"}});
+        let https = handler(&spec, &value!({}), "127.0.0.1").unwrap();
+        let fake = runtime::fake::Fake::new();
+        assert_eq!(ask(&fake, "c", &https, Duration::from_secs(5)).await, Ok(()));
+        server.await.unwrap();
+        let refused = format!("Get \"https://127.0.0.1:{port}/\": dial tcp 127.0.0.1:{port}: connect: connection refused");
+        assert_eq!(ask(&fake, "c", &https, Duration::from_secs(5)).await.unwrap_err(), refused);
     }
 
     #[tokio::test]
@@ -366,7 +412,7 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
-        let http = Handler::Http { host: "127.0.0.1".into(), port, path: "/".into(), headers: Vec::new() };
+        let http = Handler::Http { tls: false, host: "127.0.0.1".into(), port, path: "/".into(), headers: Vec::new() };
         let fake = runtime::fake::Fake::new();
         let wait = Duration::from_secs(5);
         assert_eq!(ask(&fake, "c", &http, wait).await, Ok(()));

@@ -33,6 +33,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::broadcast;
 
 use super::cgroup::{ALL_DEVICES, Cgroups, DEFAULT_DEVICES, DeviceRule};
+use super::image::arrivals::Arrivals;
 use super::image::snapshot::{self, Snapshot, unmount};
 use super::image::store::Store;
 use super::image::unpack::open_in;
@@ -62,6 +63,13 @@ impl Config {
 
 pub struct Linux {
     inner: Arc<Inner>,
+    arrivals: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Linux {
+    fn drop(&mut self) {
+        self.arrivals.abort();
+    }
 }
 
 struct Inner {
@@ -128,6 +136,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.expect("blocking work does not panic and is not cancelled")
 }
 
+/// Says when images came or went. Should that fail, waiting pods still find out at their next try.
+async fn tell_arrivals(mut arrivals: Arrivals, events: broadcast::Sender<RuntimeEvent>) {
+    loop {
+        match arrivals.next().await {
+            // Nobody may be listening.
+            Ok(()) => drop(events.send(RuntimeEvent::ImagesChanged)),
+            Err(error) => return tracing::warn!(%error, "new images are not noticed at once any more"),
+        }
+    }
+}
+
 impl Linux {
     /// Opens the node's containers: finds the sandboxes that outlived the last daemon and follows them again.
     pub async fn open(config: Config) -> Result<Linux> {
@@ -141,7 +160,10 @@ impl Linux {
         for id in recovered {
             inner.follow(&id);
         }
-        Ok(Linux { inner })
+        let images = inner.store.root().to_path_buf();
+        let arrivals = Arrivals::of(&images).map_err(io_error("watch", &images))?;
+        let arrivals = crate::task::spawn("runtime-images", tell_arrivals(arrivals, inner.events.clone()));
+        Ok(Linux { inner, arrivals })
     }
 
     /// Removes every sandbox and what the instance itself has in the kernel: for `stop --all` and the end of a trial.

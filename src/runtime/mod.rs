@@ -292,6 +292,8 @@ pub enum RuntimeEvent {
     SandboxLost {
         sandbox: String,
     },
+    /// Images came or went, perhaps by another process.
+    ImagesChanged,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

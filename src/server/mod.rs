@@ -95,6 +95,9 @@ pub enum Error {
 impl Server {
     /// Everything but controllers and scheduler, which run over [`Server::client`]s. Stops listening at `shutdown`.
     pub async fn start(config: &Config, pki: &Pki, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Server, Error> {
+        // First of all: a taken port is said before anything is opened or written.
+        let listener = listen(config, pki).await?;
+        let address = listener.local_address().unwrap_or(config.local_api());
         let store = Store::open(store::Config::new(config.data_dir.join("store"))).await?;
         let pipeline = assemble(store, cluster(config, pki), clock)?;
         let front = Front::new(pipeline.clone(), kubelet_connector(pki)?);
@@ -103,8 +106,6 @@ impl Server {
         // Controllers start next, under the policy just written.
         pipeline.auth().rbac();
         pipeline.auth().follow(pipeline.store());
-        let listener = listen(config, pki).await?;
-        let address = listener.local_address().unwrap_or(config.local_api());
         task::spawn("api-listener", accept(listener, front, shutdown.clone()));
         task::spawn("store-compaction", compact(pipeline.store().clone(), shutdown.clone()));
         info!(%address, "api server listening");

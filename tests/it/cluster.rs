@@ -98,7 +98,8 @@ fn tour(node: &Node, name: &str) {
     let wide = node.ok(&["get", "pods", "-l", &selector, "-o", "wide"]);
     assert!(wide.contains("NOMINATED NODE") && wide.contains("node-1") && wide.matches(" Running ").count() == 2, "{wide}");
     assert!(node.ok(&["get", &deployment, "-o", "yaml"]).contains("observedGeneration: 1"));
-    let described = node.ok(&["describe", "pod", "-l", &selector]);
+    // From 1.36 kubectl leaves events out when it describes several.
+    let described = node.ok(&["describe", "pod", "-l", &selector, "--show-events=true"]);
     for text in ["Scheduled", "Pulled", "Created", "Started", "QoS Class:"] {
         assert!(described.contains(text), "{text} is not in\n{described}");
     }
@@ -120,7 +121,7 @@ fn tour(node: &Node, name: &str) {
     assert!(text(&diff).contains("+  a: \"2\""), "{}", text(&diff));
     assert!(node.apply(&changed).contains("configured"));
     assert!(node.apply(&changed).contains("unchanged"));
-    let edited = node.kubectl_command(&["edit", "configmap", name]).env("KUBE_EDITOR", "sed -i s/2/3/").output().unwrap();
+    let edited = node.kubectl_command(&["edit", "configmap", name]).env("KUBE_EDITOR", "sed -i /a:/s/2/3/").output().unwrap();
     assert!(text(&edited).contains("edited"), "{}", text(&edited));
     let pod = node.ok(&["get", "pods", "-l", &selector, "-o", "jsonpath={.items[0].metadata.name}"]);
     assert_eq!(node.ok(&["exec", &pod, "--", "hostname"]).trim(), pod);
@@ -247,9 +248,24 @@ fn root_mistakes_are_named() {
     let big = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big}}\ndata: {{a: {}}}\n", "x".repeat(10 << 20));
     let output = node.feed(&["create"], &big);
     assert!(text(&output).contains("too large"), "{}", text(&output));
-    let second = node.enter(crate::node::EXE).args(["server", "--node-name", "x", "--data-dir", "/var/tmp/coracle-none"]).output().unwrap();
+    let mut second = node.enter(crate::node::EXE);
+    let second = second.args(["server", "--node-name", "x", "--data-dir"]).arg(node.dir.join("second")).output().unwrap();
     assert!(text(&second).contains("cannot listen on 0.0.0.0:6443"), "{}", text(&second));
     node.ok(&["get", "nodes"]);
+}
+
+/// A pod that waits for its image starts when the image is imported, not at the end of its back-off.
+#[test]
+fn root_an_imported_image_ends_the_wait_for_it() {
+    let node = Node::start("arrive", &[]);
+    node.apply(ECHO_POD);
+    let reason = ["get", "pod", "once", "-o", "jsonpath={.status.containerStatuses[0].state.waiting.reason}"];
+    // The second try has failed: the next is 20 s away.
+    node.until(&reason, |reason| reason == "ImagePullBackOff");
+    node.import_sample();
+    let before = std::time::Instant::now();
+    node.until(&["get", "pod", "once", "-o", "jsonpath={.status.phase}"], |phase| phase == "Succeeded");
+    assert!(before.elapsed().as_secs() < 10, "it waited for {:?}", before.elapsed());
 }
 
 /// A pod deleted by force leaves nothing of it in the kernel.

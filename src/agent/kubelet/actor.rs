@@ -39,6 +39,8 @@ pub enum Input {
     Look,
     /// A ConfigMap or Secret the pod uses changed.
     Sources,
+    /// Images came: one may be what a container waits for.
+    Images,
 }
 
 /// What a step's task reports.
@@ -248,6 +250,12 @@ impl Actor {
             Input::Sources => {
                 self.refresh_at = Some(self.shared.now());
                 self.retry_now();
+            }
+            Input::Images => {
+                let now = self.shared.now();
+                for failure in self.observed.failures.values_mut().filter(|f| f.reason.contains("Image")) {
+                    failure.retry_at = now;
+                }
             }
         }
     }

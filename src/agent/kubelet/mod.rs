@@ -191,8 +191,11 @@ impl Supervisor {
                     Some(change) => self.change(change, &ended).await,
                 },
                 event = events.recv() => match event {
-                    Ok(event) => self.tell(sandbox_of(&event), Input::Look).await,
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.tell_all().await,
+                    Ok(event) => match sandbox_of(&event) {
+                        Some(uid) => self.tell(uid, Input::Look).await,
+                        None => self.tell_all(|| Input::Images).await,
+                    },
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.tell_all(|| Input::Look).await,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 Some(uids) = changed.recv() => {
@@ -289,18 +292,20 @@ impl Supervisor {
         }
     }
 
-    async fn tell_all(&self) {
+    async fn tell_all(&self, input: fn() -> Input) {
         for uid in self.actors.keys() {
-            self.tell(uid, Input::Look).await;
+            self.tell(uid, input()).await;
         }
     }
 }
 
-fn sandbox_of(event: &RuntimeEvent) -> &str {
+/// Whom an event is about; one about images is everyone's.
+fn sandbox_of(event: &RuntimeEvent) -> Option<&str> {
     match event {
         RuntimeEvent::Started { sandbox, .. }
         | RuntimeEvent::Exited { sandbox, .. }
         | RuntimeEvent::OutOfMemory { sandbox, .. }
-        | RuntimeEvent::SandboxLost { sandbox } => sandbox,
+        | RuntimeEvent::SandboxLost { sandbox } => Some(sandbox),
+        RuntimeEvent::ImagesChanged => None,
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! [`store::Store`] is the handle: names to manifests, manifests to unpacked layers. [`import`] is the only way in for now (air-gap
 //! archives); [`unpack`] writes one layer; [`snapshot`] mounts layers below a container's own writable one.
-//! Everything here blocks; callers are `linux.rs`' blocking tasks.
+//! Everything here but [`arrivals`] blocks; callers are `linux.rs`' blocking tasks.
 
+pub mod arrivals;
 pub mod import;
 pub mod reference;
 pub mod snapshot;
