@@ -548,6 +548,8 @@ fn shims() -> Vec<Process> {
 fn processes(words: &str) -> Vec<Process> {
     let dir = format!("CORACLE_DATA_DIR={}", std::env::var("CORACLE_DATA_DIR").unwrap());
     let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    let ours = |p: &Process| String::from_utf8_lossy(&std::fs::read(format!("/proc/{}/environ", p.0)).unwrap_or_default()).split('\0').any(|v| v == dir);
+    let ours = |p: &Process| {
+        String::from_utf8_lossy(&std::fs::read(format!("/proc/{}/environ", p.0)).unwrap_or_default()).split('\0').any(|v| v == dir)
+    };
     pids.map(Process).filter(|p| p.command_line().contains(words) && (words.starts_with("/run/") || ours(p))).collect()
 }

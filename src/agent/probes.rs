@@ -36,12 +36,27 @@ impl Kind {
 /// How something is asked: by probes and by lifecycle hooks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Handler {
-    Exec { command: Vec<String> },
-    Http { tls: bool, host: String, port: u16, path: String, headers: Vec<(String, String)> },
-    Tcp { host: String, port: u16 },
-    Sleep { seconds: u64 },
+    Exec {
+        command: Vec<String>,
+    },
+    Http {
+        tls: bool,
+        host: String,
+        port: u16,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Sleep {
+        seconds: u64,
+    },
     /// It cannot be asked; this is why.
-    Unreadable { why: String },
+    Unreadable {
+        why: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -366,7 +381,8 @@ mod tests {
     fn named_ports_and_hosts() {
         let container = value!({"ports": [{"name": "web", "containerPort": 8080}]});
         let spec = value!({"httpGet": {"port": "web", "path": "x", "httpHeaders": [{"name": "A", "value": "b"}]}});
-        let expected = Handler::Http { tls: false, host: "10.0.0.1".into(), port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())] };
+        let expected =
+            Handler::Http { tls: false, host: "10.0.0.1".into(), port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())] };
         assert_eq!(handler(&spec, &container, "10.0.0.1").unwrap(), expected);
     }
 
