@@ -693,7 +693,7 @@ impl<E: Clone + Send + 'static> Writer<E> {
                 self.shared.failed.store(true, Ordering::Release);
             }
             for answer in answers {
-                answer(outcome.as_ref().map(|()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
+                answer(outcome.as_ref().copied().map_err(|error| io::Error::new(error.kind(), error.to_string())));
             }
             match outcome {
                 Ok(()) => self.prepare_spare(),
