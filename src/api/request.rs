@@ -49,6 +49,17 @@ impl User {
         User { name: "system:admin".into(), groups, ..User::default() }
     }
 
+    /// The User-Agent of requests this process makes as the user: what upstream's component of that identity calls itself.
+    pub fn agent(&self) -> &'static str {
+        match self.name.as_str() {
+            "system:kube-scheduler" => "kube-scheduler",
+            "system:kube-controller-manager" => "kube-controller-manager",
+            name if name.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager",
+            name if name.starts_with("system:node:") => "kubelet",
+            _ => "coracle",
+        }
+    }
+
     pub fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
     }
@@ -147,7 +158,7 @@ impl Request {
             options: Options::default(),
             patch_type: None,
             body: Body::Empty,
-            user_agent: "coracle".to_string(),
+            user_agent: user.agent().to_string(),
         }
     }
 }

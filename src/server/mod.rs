@@ -31,6 +31,8 @@ pub mod openapi;
 
 pub mod proxy;
 
+pub mod apply;
+
 pub mod auth;
 
 pub mod admission;

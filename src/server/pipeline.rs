@@ -2,8 +2,7 @@
 //! validates, admits again and stores.
 //!
 //! [`Pipeline`] is the [`Transport`] of in-process callers and what `http` calls; only warnings make a difference
-//! ([`Pipeline::serve`] returns them). A panic in a request is a 500. The verbs are in `verbs/`; the place managed fields will
-//! take is [`Pipeline::manage_fields`].
+//! ([`Pipeline::serve`] returns them). A panic in a request is a 500. The verbs are in `verbs/`.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +22,8 @@ use crate::api::value::Value;
 use crate::store::Store;
 
 use super::auth::{Attributes, Auth};
-use super::registry::{Reader, Registry};
+use super::apply::{self, Write};
+use super::registry::{Reader, Registry, Row};
 use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
 use super::verbs::watch::FramedEvents;
 
@@ -180,7 +180,7 @@ impl Pipeline {
     pub(super) fn context(&self, operation: Operation, request: &Request) -> Context {
         let target = (request.namespace.clone(), request.name.clone(), request.subresource.clone());
         let calls: Arc<dyn Calls> = self.this.upgrade().expect("a request holds the pipeline");
-        Context::new(
+        let mut context = Context::new(
             operation,
             request.user.clone(),
             request.resource,
@@ -190,11 +190,38 @@ impl Pipeline {
             self.cluster.clone(),
             self.access.clone(),
             calls,
-        )
+        );
+        context.manager = match request.options.field_manager.as_deref() {
+            Some(manager) if !manager.is_empty() => manager.to_string(),
+            _ => apply::manager_of(&request.user_agent),
+        };
+        context
     }
 
-    /// Server-side apply will track who owns which field here. Until then `metadata.managedFields` is stored as sent.
-    pub(super) fn manage_fields(&self, _context: &Context, _new: &mut Value, _old: Option<&Value>) {}
+    /// Notes who owns which field from now on. Trees of the storage version; the fields are those of the requested one.
+    pub(super) fn manage_fields(&self, row: &Row, context: &Context, new: &mut Value, old: Option<&Value>) {
+        let api_version = row.resource.api_version();
+        let ignored = row.ignored_fields(&context.subresource);
+        let now = context.now.to_string();
+        let write = Write { manager: &context.manager, subresource: &context.subresource, api_version: &api_version, now: &now };
+        apply::track(old, new, &write, &|version, new| {
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
+            let seen = if row.resource.group == group && row.resource.version == version {
+                row
+            } else {
+                self.registry.find(group, version, row.resource.plural)?
+            };
+            if seen.is_storage() {
+                return apply::diff(seen.type_ref(), old, new, ignored);
+            }
+            let served = |tree: &Value| {
+                let mut tree = tree.clone();
+                seen.to_served(&mut tree);
+                tree
+            };
+            apply::diff(seen.type_ref(), old.map(served).as_ref(), &served(new), ignored)
+        });
+    }
 
     pub(super) fn admit_mutating(&self, context: &Context, object: &mut Value, old: Option<&Value>) -> Result<()> {
         self.plugins.iter().try_for_each(|p| p.mutate(context, object, old))

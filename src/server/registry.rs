@@ -35,6 +35,17 @@ impl Row {
         std::ptr::eq(self.resource, self.storage)
     }
 
+    /// What writes through a subresource (or the object itself) cannot own, because they cannot set it.
+    pub fn ignored_fields(&self, subresource: &str) -> &'static [&'static [&'static str]] {
+        match (self.storage.plural, subresource) {
+            (_, "") if self.resource.subresource("status").is_some() => &[&["status"]],
+            ("deployments", "status") => &[&["spec"], &["metadata", "labels"]],
+            ("pods", "status") => &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
+            (_, "status") => &[&["spec"]],
+            _ => &[],
+        }
+    }
+
     /// A stored object as a tree of the served version.
     pub fn serve(&self, object: &Object) -> Value {
         let mut value = object.value();

@@ -113,6 +113,8 @@ pub struct Context {
     /// Empty while a `generateName` is not resolved yet.
     pub name: String,
     pub options: Options,
+    /// Who owns the fields this request sets.
+    pub manager: String,
     pub dry_run: bool,
     pub now: Time,
     pub cluster: Arc<Cluster>,
@@ -156,7 +158,8 @@ impl Context {
         let (namespace, name, subresource) = target;
         let dry_run = !options.dry_run.is_empty();
         let notes = Mutex::default();
-        Context { operation, user, resource, subresource, namespace, name, options, dry_run, now, cluster, access, calls, notes }
+        let manager = String::new();
+        Context { operation, user, resource, subresource, namespace, name, options, manager, dry_run, now, cluster, access, calls, notes }
     }
 
     /// A `Warning: 299` header on the answer. Twice the same is said once.

@@ -94,7 +94,7 @@ impl Pipeline {
         let strategy = &*row.strategy;
         dedup_owners(context, &mut value);
         strategy.default(&mut value);
-        self.manage_fields(context, &mut value, None);
+        self.manage_fields(row, context, &mut value, None);
         self.admit_mutating(context, &mut value, None)?;
         dedup_owners(context, &mut value);
         strategy.default(&mut value);

@@ -13,6 +13,7 @@ use crate::store::{Error, Expect, Written};
 
 use super::create::{empty_batch, not_acted_on};
 use super::{ATTEMPTS_MAX, add_effects, check_name, check_options, decode_object, dedup_owners, put_batch, settle_namespace, store_error};
+use crate::server::apply;
 use crate::server::auth::Attributes;
 use crate::server::patch;
 use crate::server::pipeline::Pipeline;
@@ -131,7 +132,7 @@ impl Pipeline {
         dedup_owners(context, &mut value);
         strategy.default(&mut value);
         restore_metadata(&mut value, old);
-        self.manage_fields(context, &mut value, Some(old));
+        self.manage_fields(row, context, &mut value, Some(old));
         self.admit_mutating(context, &mut value, Some(old))?;
         strategy.default(&mut value);
         restore_metadata(&mut value, old);
@@ -150,6 +151,11 @@ impl Pipeline {
             return Err(Status::invalid(row.resource, &context.name, &errors));
         }
         strategy.canonicalize(&mut value);
+        if apply::differ_in_times_only(&value, old) {
+            if let Some(kept) = old.at(&["metadata", "managedFields"]) {
+                value.set(&["metadata", "managedFields"], kept.clone());
+            }
+        }
         self.admit_validating(context, &value, Some(old))?;
         strategy.warnings(context, &value, Some(old)).into_iter().for_each(|w| context.warn(w));
         Ok(value)
@@ -260,12 +266,6 @@ fn restore_metadata(new: &mut Value, old: &Value) {
         if let Some(value) = kept(field).filter(|_| is_absent || field == "resourceVersion") {
             metadata.insert(field, value);
         }
-    }
-    // managedFields left out are kept; an empty list clears them.
-    if metadata.get("managedFields").is_none_or(Value::is_null)
-        && let Some(value) = kept("managedFields")
-    {
-        metadata.insert("managedFields", value);
     }
 }
 
