@@ -271,6 +271,36 @@ pub enum Propagation {
     Orphan,
 }
 
+/// Resources whose objects have a generation.
+const COUNTS_GENERATIONS: &[&str] = &[
+    "cronjobs",
+    "customresourcedefinitions",
+    "daemonsets",
+    "deployments",
+    "deviceclasses",
+    "endpointslices",
+    "flowschemas",
+    "ingressclasses",
+    "ingresses",
+    "jobs",
+    "mutatingadmissionpolicies",
+    "mutatingadmissionpolicybindings",
+    "mutatingwebhookconfigurations",
+    "networkpolicies",
+    "poddisruptionbudgets",
+    "pods",
+    "podtemplates",
+    "priorityclasses",
+    "prioritylevelconfigurations",
+    "replicasets",
+    "replicationcontrollers",
+    "resourceslices",
+    "statefulsets",
+    "validatingadmissionpolicies",
+    "validatingadmissionpolicybindings",
+    "validatingwebhookconfigurations",
+];
+
 /// Behaviour of one group-resource. All methods but `resource` have defaults.
 #[allow(unused_variables)]
 pub trait Strategy: Send + Sync {
@@ -357,9 +387,9 @@ pub trait Strategy: Send + Sync {
     fn name_rule(&self) -> NameRule {
         NameRule::Subdomain
     }
-    /// Whether `metadata.generation` is kept. Default: if the kind has a `/status` (most), but many without keep it, too.
+    /// Whether `metadata.generation` is kept. Default: as upstream, of which no rule can be made out.
     fn has_generation(&self) -> bool {
-        self.has_status()
+        COUNTS_GENERATIONS.contains(&self.resource().plural)
     }
     fn has_status(&self) -> bool {
         self.resource().subresource("status").is_some()
