@@ -264,6 +264,8 @@ impl Field {
     /// `value` is what omitempty leaves out of a field of this kind.
     fn omits(&self, value: &Value) -> bool {
         match value {
+            // An empty list of managed fields says something absence does not: forget them.
+            Value::List(_) if self.json_name == "managedFields" => false,
             Value::List(items) => !self.pointer && items.is_empty() && (self.repeated || self.kind == Kind::Strings),
             Value::Map(entries) => !self.pointer && self.map && entries.is_empty(),
             _ if self.pointer => false,
