@@ -146,7 +146,13 @@ fn start<'a>(sent: Option<&Value>, kept: Option<&'a Value>, is_subresource: bool
     let sent = Value::List(entries.to_vec());
     match kept {
         Some(kept) if *kept == sent => Some(kept),
-        kept => if decode(&sent).is_some() { Some(Cow::Owned(sent)) } else { kept },
+        kept => {
+            if decode(&sent).is_some() {
+                Some(Cow::Owned(sent))
+            } else {
+                kept
+            }
+        }
     }
 }
 
@@ -176,7 +182,8 @@ fn cap(entries: &mut Vec<Entry>) {
     if left <= UPDATERS_MAX {
         return;
     }
-    entries.sort_by(|a, b| (&a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(&b.time, &b.manager, &b.api_version, &b.subresource)));
+    entries
+        .sort_by(|a, b| (&a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(&b.time, &b.manager, &b.api_version, &b.subresource)));
     let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
     // Per apiVersion the oldest entry, which becomes the merged one with the second.
     let mut oldest: BTreeMap<String, usize> = BTreeMap::new();
@@ -525,7 +532,10 @@ mod tests {
             (&[("m", a), ("n", b)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}} n={"f:metadata":{"f:labels":{"f:b":{}}}}"#),
             (&[("m", a), ("n", a2)], r#"m={"f:metadata":{"f:labels":{}}} n={"f:metadata":{"f:labels":{"f:a":{}}}}"#),
             (&[("m", b), ("n", a)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}}"#),
-            (&[("m", a), ("n", held)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}} n={"f:metadata":{"f:finalizers":{".":{},"v:\"x/y\"":{}}}}"#),
+            (
+                &[("m", a), ("n", held)],
+                r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}} n={"f:metadata":{"f:finalizers":{".":{},"v:\"x/y\"":{}}}}"#,
+            ),
             (&[("m", a), ("n", plain)], ""),
             (&[("m", a), ("n", reset)], ""),
             (&[("m", a), ("n", reset), ("n", b)], ""),
@@ -547,11 +557,16 @@ mod tests {
     fn the_oldest_updaters_are_merged() {
         let managers: Vec<String> = (0..12).map(|i| format!("m{i:02}")).collect();
         let labels = |n: usize| (0..n).map(|i| format!(r#""l{i:02}":"""#)).collect::<Vec<_>>().join(",");
-        let states: Vec<String> = (0..12).map(|i| format!(r#"{{"metadata":{{"name":"p","labels":{{{}}}}},"spec":{{"containers":null}}}}"#, labels(i + 1))).collect();
+        let states: Vec<String> = (0..12)
+            .map(|i| format!(r#"{{"metadata":{{"name":"p","labels":{{{}}}}},"spec":{{"containers":null}}}}"#, labels(i + 1)))
+            .collect();
         let writes: Vec<(&str, &str)> = managers.iter().map(String::as_str).zip(states.iter().map(String::as_str)).collect();
         let shown = after(&writes);
         assert_eq!(shown.split(' ').count(), 10);
-        assert!(shown.starts_with(r#"ancient-changes={"f:metadata":{"f:labels":{".":{},"f:l00":{},"f:l01":{},"f:l02":{}}}} m03="#), "{shown}");
+        assert!(
+            shown.starts_with(r#"ancient-changes={"f:metadata":{"f:labels":{".":{},"f:l00":{},"f:l01":{},"f:l02":{}}}} m03="#),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::api::time::Clock;
 use crate::api::value::Value;
 use crate::store::Store;
 
-use super::auth::{Attributes, Auth};
 use super::apply::{self, Write};
+use super::auth::{Attributes, Auth};
 use super::registry::{Reader, Registry, Row};
 use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
 use super::verbs::watch::FramedEvents;

@@ -151,10 +151,10 @@ impl Pipeline {
             return Err(Status::invalid(row.resource, &context.name, &errors));
         }
         strategy.canonicalize(&mut value);
-        if apply::differ_in_times_only(&value, old) {
-            if let Some(kept) = old.at(&["metadata", "managedFields"]) {
-                value.set(&["metadata", "managedFields"], kept.clone());
-            }
+        if apply::differ_in_times_only(&value, old)
+            && let Some(kept) = old.at(&["metadata", "managedFields"])
+        {
+            value.set(&["metadata", "managedFields"], kept.clone());
         }
         self.admit_validating(context, &value, Some(old))?;
         strategy.warnings(context, &value, Some(old)).into_iter().for_each(|w| context.warn(w));
