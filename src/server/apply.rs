@@ -1,43 +1,75 @@
-//! Pure: who owns which fields: `metadata.managedFields` as every create, update and patch leaves it.
+//! Pure: who owns which fields: `metadata.managedFields` as every write leaves it, and server-side apply.
 //!
-//! A write is compared with what was there ([`diff`], one pass over both trees along the schema table); what it set becomes
-//! its manager's and nobody else's, what it removed is nobody's ([`track`]). Field sets are kept as FieldsV1 has them: `f:`
-//! a field or map key, `k:` an element of a list with keys, `v:` an element of a set, `.` the thing itself. Objects that
-//! exist without managed fields stay untracked, as upstream has it. Applying (server-side apply) is not here yet.
+//! A write is compared with what was there, one pass over both trees along the schema; what it set becomes its manager's and
+//! nobody else's, what it removed is nobody's ([`track`]). An apply merges a configuration into the object, takes out what its
+//! manager applied before and now leaves out, and is refused where others own what it changes ([`apply`]). Objects that exist
+//! without managed fields stay untracked until somebody applies to them. Parts: [`set`] the sets, [`typed`] the walks,
+//! [`managers`] the entries, [`scale`] ownership across `/scale`. Knows no kinds: [`Versions`] brings types and conversions.
+
+pub mod managers;
+pub mod scale;
+pub mod set;
+pub mod typed;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::api::json;
-use crate::api::schema::{self, Field, Kind, ListType, TypeRef};
+use crate::api::schema::{self, TypeRef};
+use crate::api::status::{Result, Status};
 use crate::api::value::{Map, Value};
 
-/// Entries of operation Update an object carries before the oldest are merged.
-const UPDATERS_MAX: usize = 10;
-/// The manager the oldest are merged into.
-const MERGED_MANAGER: &str = "ancient-changes";
+use managers::{Entry, Identity, Operation};
+use set::Set;
+use typed::{Diff, Node};
+
 /// Bytes of a manager's name.
 const MANAGER_MAX: usize = 128;
-/// Metadata nobody owns.
-const UNOWNED_METADATA: &[&str] =
-    &["clusterName", "creationTimestamp", "generation", "managedFields", "name", "namespace", "resourceVersion", "selfLink", "uid"];
+/// Metadata nobody owns, and members that say what the object is.
+const UNOWNED: &[&[&str]] = &[
+    &["apiVersion"],
+    &["kind"],
+    &["metadata"],
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "selfLink"],
+    &["metadata", "uid"],
+    &["metadata", "clusterName"],
+    &["metadata", "generation"],
+    &["metadata", "managedFields"],
+    &["metadata", "resourceVersion"],
+];
+const MANAGED: &[&str] = &["metadata", "managedFields"];
+/// Owns what an untracked object held when it was first applied to.
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+/// The manager that moves from client-side apply to server-side apply without conflicts.
+const KUBECTL: &str = "kubectl";
+const LAST_APPLIED: &[&str] = &["metadata", "annotations", "kubectl.kubernetes.io/last-applied-configuration"];
+/// Bytes of an object's annotations.
+const ANNOTATIONS_MAX: usize = 256 << 10;
 
-/// A set of paths below one point.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Set {
-    here: bool,
-    below: BTreeMap<String, Set>,
+pub type Paths = &'static [&'static [&'static str]];
+
+/// What writes through an object or one of its subresources can own.
+#[derive(Clone, Copy, Debug)]
+pub enum Ownable {
+    /// All but these and what is below them, which such writes cannot set.
+    Except(Paths),
+    /// Only these and what is below them; `*` is any step.
+    Only(Paths),
 }
 
-/// One comparison of two trees.
-#[derive(Debug, Default)]
-pub struct Diff {
-    /// Added or changed.
-    pub set: Set,
-    pub removed: Set,
+/// The versions of an object's group-resource.
+pub trait Versions {
+    /// `None`: not served (any more).
+    fn type_of(&self, api_version: &str) -> Option<TypeRef>;
+    fn convert(&self, tree: &Value, from: &str, to: &str) -> Option<Value>;
+    fn ownable(&self) -> Ownable;
 }
 
 /// Who writes, and through what.
+#[derive(Clone, Copy)]
 pub struct Write<'a> {
     pub manager: &'a str,
     pub subresource: &'a str,
@@ -46,15 +78,19 @@ pub struct Write<'a> {
     pub now: &'a str,
 }
 
-/// One entry of `metadata.managedFields`.
-#[derive(Clone, Debug)]
-struct Entry {
-    manager: String,
-    operation: String,
-    api_version: String,
-    subresource: String,
-    time: String,
-    fields: Set,
+impl Write<'_> {
+    fn identity(&self, operation: Operation) -> Identity {
+        Identity::new(if self.manager.is_empty() { "unknown" } else { self.manager }, operation, self.api_version, self.subresource)
+    }
+}
+
+impl Ownable {
+    fn filter(self, set: &mut Set) {
+        match self {
+            Ownable::Except(paths) => paths.iter().for_each(|path| set.cut(path)),
+            Ownable::Only(paths) => set.keep(paths),
+        }
+    }
 }
 
 /// The manager of requests that name none: the first part of the User-Agent.
@@ -69,66 +105,145 @@ pub fn manager_of(user_agent: &str) -> String {
     manager
 }
 
-/// Sets `metadata.managedFields` of `new`, which holds what the client sent, if anything. `diff` compares the two objects in
-/// an apiVersion; `None`: they cannot be compared, and ownership stays as it was.
-pub fn track(old: Option<&Value>, new: &mut Value, write: &Write, diff: &dyn Fn(&str, &Value) -> Option<Diff>) {
-    let sent = new.remove(&["metadata", "managedFields"]);
-    let kept = old.and_then(|o| o.at(&["metadata", "managedFields"]));
+fn strip(set: &mut Set) {
+    UNOWNED.iter().for_each(|path| set.forget(path));
+}
+
+/// One change of one object, compared in the versions that are asked for.
+struct Change<'a> {
+    versions: &'a dyn Versions,
+    /// The version of both trees.
+    form: &'a str,
+    old: Option<&'a Value>,
+    new: &'a Value,
+    /// `None`: the version is not served.
+    seen: BTreeMap<String, Option<Diff>>,
+}
+
+impl<'a> Change<'a> {
+    fn new(versions: &'a dyn Versions, form: &'a str, old: Option<&'a Value>, new: &'a Value) -> Change<'a> {
+        Change { versions, form, old, new, seen: BTreeMap::new() }
+    }
+
+    fn diff(&mut self, api_version: &str) -> std::result::Result<Option<&Diff>, String> {
+        if !self.seen.contains_key(api_version) {
+            let diff = self.compare(api_version)?;
+            self.seen.insert(api_version.to_string(), diff);
+        }
+        Ok(self.seen[api_version].as_ref())
+    }
+
+    fn compare(&self, api_version: &str) -> std::result::Result<Option<Diff>, String> {
+        let Some(ty) = self.versions.type_of(api_version) else { return Ok(None) };
+        let in_version = |tree: &'a Value| match api_version == self.form {
+            true => Some(Cow::Borrowed(tree)),
+            false => self.versions.convert(tree, self.form, api_version).map(Cow::Owned),
+        };
+        let nothing = || Cow::Owned(Value::Map(schema::zero_struct(ty)));
+        let (Some(old), Some(new)) = (self.old.map_or_else(|| Some(nothing()), in_version), in_version(self.new)) else {
+            return Ok(None);
+        };
+        let mut diff = typed::compare(Node::Type(ty), Some(&old), Some(&new))?;
+        self.versions.ownable().filter(&mut diff.set);
+        self.versions.ownable().filter(&mut diff.removed);
+        Ok(Some(diff))
+    }
+
+    /// Takes what changed and what is gone from everybody but `me`. Entries of versions that are no longer served go.
+    fn settle(&mut self, entries: &mut Vec<Entry>, me: Option<&Identity>, force: bool) -> std::result::Result<(), Refusal> {
+        let is_other = |e: &Entry| Some(&e.identity) != me;
+        let mut conflicts = Vec::new();
+        let mut gone = Vec::new();
+        for entry in entries.iter().filter(|e| is_other(e)) {
+            match self.diff(&entry.api_version).map_err(|e| Refusal::broken("failed to compare objects", e))? {
+                None => gone.push(entry.identity.clone()),
+                Some(_) if force => {}
+                Some(diff) => {
+                    let taken = entry.set().intersection(&diff.set);
+                    if !taken.is_empty() {
+                        conflicts.push((entry.identity.clone(), taken));
+                    }
+                }
+            }
+        }
+        if !conflicts.is_empty() {
+            return Err(Refusal::Conflicts(conflicts));
+        }
+        entries.retain(|e| !gone.contains(&e.identity));
+        for entry in entries.iter_mut().filter(|e| is_other(e)) {
+            if let Some(Some(diff)) = self.seen.get(&entry.api_version) {
+                entry.subtract(&diff.set);
+                entry.subtract(&diff.removed);
+            }
+        }
+        entries.retain(|e| !e.is_empty());
+        Ok(())
+    }
+}
+
+/// Sets `metadata.managedFields` of `new`, which holds what the client sent, if anything. Both trees are of version `form`.
+pub fn track(old: Option<&Value>, new: &mut Value, write: &Write, form: &str, versions: &dyn Versions) {
+    let sent = new.remove(MANAGED);
+    let kept = old.and_then(|o| o.at(MANAGED));
     let chosen = start(sent.as_ref(), kept, !write.subresource.is_empty());
     let is_empty = chosen.as_ref().is_none_or(|v| v.as_list().is_none_or(<[Value]>::is_empty));
     if is_empty && old.is_some() {
         return;
     }
-    let own = diff(write.api_version, new);
-    let changes = own.as_ref().is_some_and(|d| !d.set.is_empty() || !d.removed.is_empty());
-    match (changes, &chosen) {
-        (false, Some(Cow::Borrowed(kept))) => {
-            new.set(&["metadata", "managedFields"], (*kept).clone());
-            return;
+    if let Some(entries) = tracked(old, new, chosen.as_deref(), write, form, versions) {
+        match entries {
+            Tracked::Same => new.set(MANAGED, chosen.map(Cow::into_owned).unwrap_or_default()),
+            Tracked::Entries(entries) if entries.is_empty() => {}
+            Tracked::Entries(entries) => new.set(MANAGED, managers::encode(entries)),
         }
-        (false, None) => return,
-        _ => {}
-    }
-    let mut entries = chosen.as_ref().and_then(|v| decode(v)).unwrap_or_default();
-    if let Some(own) = own {
-        let others: BTreeMap<String, Option<Diff>> = entries
-            .iter()
-            .filter(|e| e.api_version != write.api_version)
-            .map(|e| (e.api_version.clone(), diff(&e.api_version, new)))
-            .collect();
-        for entry in &mut entries {
-            let seen = if entry.api_version == write.api_version { Some(&own) } else { others[&entry.api_version].as_ref() };
-            if let Some(seen) = seen {
-                entry.fields.subtract(&seen.set);
-                entry.fields.subtract(&seen.removed);
-            }
-        }
-        if !own.set.is_empty() {
-            take(&mut entries, write, own.set);
-        }
-        entries.retain(|e| !e.fields.is_empty());
-        cap(&mut entries);
-    }
-    if !entries.is_empty() {
-        new.set(&["metadata", "managedFields"], encode(entries));
     }
 }
 
-/// `new` is `old` but for the times in its managed fields: the write took nothing after all.
-pub fn differ_in_times_only(new: &Value, old: &Value) -> bool {
-    let without = |o: &Value| {
-        let mut entries = o.list_at(&["metadata", "managedFields"]).to_vec();
-        entries.iter_mut().for_each(|e| drop(e.remove(&["time"])));
-        entries
-    };
-    let (Some(a), Some(b)) = (new.as_map(), old.as_map()) else { return false };
-    let same_metadata = || {
-        let empty = Map::new();
-        let (a, b) = (new.map_at(&["metadata"]).unwrap_or(&empty), old.map_at(&["metadata"]).unwrap_or(&empty));
-        let owned = |m: &'_ Map| m.iter().filter(|(k, _)| *k != "managedFields").count();
-        owned(a) == owned(b) && a.iter().filter(|(k, _)| *k != "managedFields").all(|(k, v)| b.get(k) == Some(v))
-    };
-    a.len() == b.len() && a.iter().all(|(k, v)| k == "metadata" || b.get(k) == Some(v)) && same_metadata() && without(new) == without(old)
+enum Tracked {
+    Same,
+    Entries(Vec<Entry>),
+}
+
+/// `None`: the objects cannot be compared, and nobody owns anything.
+fn tracked(
+    old: Option<&Value>,
+    new: &Value,
+    chosen: Option<&Value>,
+    write: &Write,
+    form: &str,
+    versions: &dyn Versions,
+) -> Option<Tracked> {
+    let mut change = Change::new(versions, form, old, new);
+    let own = change.diff(write.api_version).ok()??;
+    let is_unchanged = own.is_empty();
+    let mut set = own.set.clone();
+    let items = chosen.and_then(Value::as_list).unwrap_or(&[]);
+    if is_unchanged && !items.is_empty() && items.iter().all(|e| versions.type_of(e.str_at(&["apiVersion"])).is_some()) {
+        return Some(Tracked::Same);
+    }
+    let mut entries = managers::decode(chosen).unwrap_or_default();
+    if entries.is_empty() && old.is_some() {
+        return Some(Tracked::Entries(entries));
+    }
+    change.settle(&mut entries, None, true).ok()?;
+    strip(&mut set);
+    if !set.is_empty() {
+        take(&mut entries, write, set);
+    }
+    managers::cap(&mut entries);
+    Some(Tracked::Entries(entries))
+}
+
+/// Adds what a write set to its manager's entry.
+fn take(entries: &mut Vec<Entry>, write: &Write, set: Set) {
+    let identity = write.identity(Operation::Update);
+    match entries.iter_mut().find(|e| e.identity == identity) {
+        Some(entry) => {
+            entry.add(set);
+            entry.time = write.now.to_string();
+        }
+        None => entries.push(Entry::new(identity, write.api_version, write.now, set)),
+    }
 }
 
 /// The managed fields to begin with: those sent, if they are well-formed; none after a reset; else those stored.
@@ -146,434 +261,247 @@ fn start<'a>(sent: Option<&Value>, kept: Option<&'a Value>, is_subresource: bool
     let sent = Value::List(entries.to_vec());
     match kept {
         Some(kept) if *kept == sent => Some(kept),
-        kept => {
-            if decode(&sent).is_some() {
-                Some(Cow::Owned(sent))
-            } else {
-                kept
-            }
-        }
+        kept if managers::decode(Some(&sent)).is_none() => kept,
+        _ => Some(Cow::Owned(sent)),
     }
 }
 
-/// Adds what a write set to its manager's entry.
-fn take(entries: &mut Vec<Entry>, write: &Write, fields: Set) {
-    let is_own = |e: &&mut Entry| {
-        e.manager == write.manager && e.operation == "Update" && e.api_version == write.api_version && e.subresource == write.subresource
+/// `new` is `old` but for the times in its managed fields: the write took nothing after all.
+pub fn differ_in_times_only(new: &Value, old: &Value) -> bool {
+    let without = |o: &Value| {
+        let mut entries = o.list_at(MANAGED).to_vec();
+        entries.iter_mut().for_each(|e| drop(e.remove(&["time"])));
+        entries
     };
-    if let Some(entry) = entries.iter_mut().find(is_own) {
-        entry.fields.add(fields);
-        entry.time = write.now.to_string();
-        return;
-    }
-    entries.push(Entry {
-        manager: write.manager.to_string(),
-        operation: "Update".to_string(),
-        api_version: write.api_version.to_string(),
-        subresource: write.subresource.to_string(),
-        time: write.now.to_string(),
-        fields,
-    });
+    let (Some(a), Some(b)) = (new.as_map(), old.as_map()) else { return false };
+    let same_metadata = || {
+        let empty = Map::new();
+        let (a, b) = (new.map_at(&["metadata"]).unwrap_or(&empty), old.map_at(&["metadata"]).unwrap_or(&empty));
+        let owned = |m: &'_ Map| m.iter().filter(|(k, _)| *k != "managedFields").count();
+        owned(a) == owned(b) && a.iter().filter(|(k, _)| *k != "managedFields").all(|(k, v)| b.get(k) == Some(v))
+    };
+    a.len() == b.len() && a.iter().all(|(k, v)| k == "metadata" || b.get(k) == Some(v)) && same_metadata() && without(new) == without(old)
 }
 
-/// Merges the oldest updaters, per apiVersion, until there are few enough.
-fn cap(entries: &mut Vec<Entry>) {
-    let mut left = entries.iter().filter(|e| e.operation == "Update").count();
-    if left <= UPDATERS_MAX {
-        return;
-    }
-    entries
-        .sort_by(|a, b| (&a.time, &a.manager, &a.api_version, &a.subresource).cmp(&(&b.time, &b.manager, &b.api_version, &b.subresource)));
-    let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
-    // Per apiVersion the oldest entry, which becomes the merged one with the second.
-    let mut oldest: BTreeMap<String, usize> = BTreeMap::new();
-    for entry in entries.drain(..) {
-        if entry.operation != "Update" || left <= UPDATERS_MAX {
-            kept.push(entry);
-            continue;
-        }
-        match oldest.get(&entry.api_version) {
-            Some(first) => {
-                let first = &mut kept[*first];
-                first.manager = MERGED_MANAGER.to_string();
-                first.subresource.clear();
-                first.fields.add(entry.fields);
-                first.time = entry.time;
-                left -= 1;
-            }
-            None => {
-                oldest.insert(entry.api_version.clone(), kept.len());
-                kept.push(entry);
-            }
-        }
-    }
-    *entries = kept;
+// --- apply
+
+/// Why an apply cannot be.
+enum Refusal {
+    Conflicts(Vec<(Identity, Set)>),
+    Broken(Status),
 }
 
-/// `None`: not managed fields anybody could have been given.
-fn decode(list: &Value) -> Option<Vec<Entry>> {
-    let mut entries: Vec<Entry> = Vec::new();
-    for item in list.as_list()? {
-        let text = |field: &str| item.str_at(&[field]).to_string();
-        let well_formed = matches!(item.str_at(&["operation"]), "Apply" | "Update") && item.str_at(&["fieldsType"]) == "FieldsV1";
-        if !well_formed || item.str_at(&["apiVersion"]).is_empty() {
+impl Refusal {
+    /// A plain error of upstream's: a 500 without a reason.
+    fn broken(doing: &str, why: String) -> Refusal {
+        Refusal::Broken(Status::new(500, "", format!("{doing}: {why}")))
+    }
+
+    fn status(self) -> Status {
+        match self {
+            Refusal::Broken(status) => status,
+            Refusal::Conflicts(conflicts) => conflict(conflicts),
+        }
+    }
+}
+
+/// What an apply is about: the configuration, and the kind it must be of.
+pub struct Config<'a> {
+    pub tree: &'a Value,
+    pub kind: &'a str,
+    pub force: bool,
+}
+
+/// The object after an apply, in the version of the write, as merged (not yet put through the schema), with its managed
+/// fields. `live` is of that version, too; without it the configuration becomes a new object.
+pub fn apply(live: Option<&Value>, config: &Config, write: &Write, versions: &dyn Versions) -> Result<Value> {
+    let ty = versions.type_of(write.api_version).ok_or_else(|| Status::internal(format!("no schema for {}", write.api_version)))?;
+    check_kind(config, write)?;
+    let managed = live.and_then(|l| l.at(MANAGED));
+    let mut entries = managers::decode(managed).ok_or_else(|| Status::new(500, "", "failed to decode managed fields"))?;
+    let mut base = live.cloned().unwrap_or_else(|| Value::Map(schema::zero_struct(ty)));
+    base.set(&["apiVersion"], write.api_version);
+    base.set(&["kind"], config.kind);
+    base.remove(MANAGED);
+    if entries.is_empty() && live.is_some() {
+        let mut change = Change::new(versions, write.api_version, None, &base);
+        let diff = change.diff(write.api_version).map_err(|e| Refusal::broken("failed to create manager for existing fields", e).status())?;
+        let mut set = diff.map(|d| d.set.clone()).unwrap_or_default();
+        strip(&mut set);
+        if !set.is_empty() {
+            take(&mut entries, &Write { manager: BEFORE_FIRST_APPLY, ..*write }, set);
+        }
+    }
+    if config.tree.at(MANAGED).is_some_and(|m| matches!(m, Value::List(_))) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    typed::check(Node::Type(ty), config.tree).map_err(|e| Refusal::broken(&not_typed(config, write), e).status())?;
+    let attempt = |force| attempt(&base, config, entries.clone(), write, ty, versions, force);
+    let (merged, entries) = match attempt(config.force) {
+        Err(Refusal::Conflicts(conflicts)) if write.manager == KUBECTL => match conflicts_left(&base, conflicts, write, ty) {
+            left if left.is_empty() => attempt(true).map_err(Refusal::status)?,
+            left => return Err(conflict(left)),
+        },
+        outcome => outcome.map_err(Refusal::status)?,
+    };
+    let mut object = merged.unwrap_or(base);
+    if !entries.is_empty() {
+        object.set(MANAGED, managers::encode(entries));
+    }
+    if write.manager == KUBECTL && !object.str_at(LAST_APPLIED).is_empty() {
+        set_last_applied(&mut object, config.tree);
+    }
+    Ok(object)
+}
+
+fn check_kind(config: &Config, write: &Write) -> Result<()> {
+    let (version, kind) = (config.tree.str_at(&["apiVersion"]), config.tree.str_at(&["kind"]));
+    if version == write.api_version && kind == config.kind {
+        return Ok(());
+    }
+    let shown = match version.matches('/').count() {
+        0 => format!("/{version}, Kind={kind}"),
+        1 => format!("{version}, Kind={kind}"),
+        _ => "/, Kind=".to_string(),
+    };
+    Err(Status::bad_request(format!("invalid object type: {shown}")))
+}
+
+fn not_typed(config: &Config, write: &Write) -> String {
+    let (namespace, name) = (config.tree.str_at(&["metadata", "namespace"]), config.tree.str_at(&["metadata", "name"]));
+    let group = if write.api_version.contains('/') { "" } else { "/" };
+    format!("failed to create typed patch object ({namespace}/{name}; {group}{}, Kind={})", write.api_version, config.kind)
+}
+
+/// Merged, pruned, and settled with the others. No tree: nothing changed.
+fn attempt(
+    base: &Value,
+    config: &Config,
+    mut entries: Vec<Entry>,
+    write: &Write,
+    ty: TypeRef,
+    versions: &dyn Versions,
+    force: bool,
+) -> std::result::Result<(Option<Value>, Vec<Entry>), Refusal> {
+    let node = Node::Type(ty);
+    let merged = typed::merge(node, Some(base), Some(config.tree)).map_err(|e| Refusal::broken("failed to merge config", e))?;
+    let merged = merged.unwrap_or_else(Value::map);
+    let me = write.identity(Operation::Apply);
+    let last = entries.iter().position(|e| e.identity == me).map(|i| entries.remove(i));
+    let mut set = typed::field_set(node, config.tree);
+    versions.ownable().filter(&mut set);
+    entries.push(Entry::new(me.clone(), write.api_version, last.as_ref().map_or("", |l| &l.time), set));
+    let new = match last {
+        Some(last) => prune(merged, &last, &entries, write.api_version, versions),
+        None => merged,
+    };
+    Change::new(versions, write.api_version, Some(base), &new).settle(&mut entries, Some(&me), force)?;
+    let is_changed = new != *base;
+    if let Some(own) = entries.iter_mut().find(|e| e.identity == me) {
+        let mut set = own.set();
+        strip(&mut set);
+        own.replace(set);
+        if is_changed {
+            own.time = write.now.to_string();
+        }
+    }
+    entries.retain(|e| !e.is_empty());
+    Ok((is_changed.then_some(new), entries))
+}
+
+/// Takes out what the manager applied before, applies no longer, and nobody else owns. The last entry is its new one.
+fn prune(merged: Value, last: &Entry, entries: &[Entry], form: &str, versions: &dyn Versions) -> Value {
+    let Some(ty) = versions.type_of(&last.api_version) else { return merged };
+    let named = |ty: TypeRef, set: Set| typed::with_named_fields(Node::Type(ty), set);
+    let last_set = named(ty, last.set());
+    if let Some(new) = entries.last().filter(|e| e.api_version == last.api_version) {
+        let mut dropped = last_set.clone();
+        dropped.subtract(&named(ty, new.set()));
+        if dropped.is_empty() {
+            return merged;
+        }
+    }
+    let convert = |tree: &Value, from: &str, to: &str| if from == to { Some(tree.clone()) } else { versions.convert(tree, from, to) };
+    let Some(whole) = convert(&merged, form, &last.api_version) else { return merged };
+    let mut pruned = typed::without(Node::Type(ty), &whole, &last_set);
+    // What others own comes back, the version of the pruning first.
+    let mut owned: BTreeMap<&str, Set> = BTreeMap::new();
+    entries.iter().for_each(|e| owned.entry(&e.api_version).or_default().add(e.set()));
+    let mut order: Vec<&str> = owned.keys().copied().filter(|v| *v == last.api_version).collect();
+    order.extend(owned.keys().copied().filter(|v| *v != last.api_version));
+    let (mut all, mut at) = (whole.clone(), last.api_version.as_str());
+    for version in order {
+        let Some(ty) = versions.type_of(version) else { continue };
+        let (Some(all_there), Some(pruned_there)) = (convert(&all, at, version), convert(&pruned, at, version)) else { continue };
+        let node = Node::Type(ty);
+        let mut lost = named(ty, typed::field_set(node, &all_there));
+        lost.subtract(&named(ty, typed::field_set(node, &pruned_there)));
+        lost.subtract(&named(ty, owned[version].clone()));
+        pruned = typed::without(node, &all_there, &lost);
+        (all, at) = (all_there, version);
+    }
+    // What nobody owns, or nobody who applies, was not the manager's to take.
+    let Some(pruned) = convert(&pruned, at, &last.api_version) else { return merged };
+    let mut lost = named(ty, typed::field_set(Node::Type(ty), &whole));
+    lost.subtract(&named(ty, typed::field_set(Node::Type(ty), &pruned)));
+    let result = typed::without(Node::Type(ty), &whole, &lost.intersection(&last_set));
+    convert(&result, &last.api_version, form).unwrap_or(merged)
+}
+
+/// Conflicts but for those over fields client-side apply set and nobody changed since.
+fn conflicts_left(base: &Value, conflicts: Vec<(Identity, Set)>, write: &Write, ty: TypeRef) -> Vec<(Identity, Set)> {
+    let node = Node::Type(ty);
+    let allowed = || -> Option<Set> {
+        let last = json::parse(base.str_at(LAST_APPLIED).as_bytes()).ok()?;
+        if last.str_at(&["apiVersion"]) != write.api_version || typed::check(node, &last).is_err() || typed::check(node, base).is_err() {
             return None;
         }
-        let entry = Entry {
-            manager: text("manager"),
-            operation: text("operation"),
-            api_version: text("apiVersion"),
-            subresource: text("subresource"),
-            time: text("time"),
-            fields: item.get("fieldsV1").map_or(Some(Set::default()), |f| Set::decode(f, true))?,
-        };
-        entries.push(entry);
-    }
-    Some(entries)
-}
-
-fn encode(mut entries: Vec<Entry>) -> Value {
-    entries.sort_by(|a, b| {
-        let order = |e: &Entry| (e.operation.clone(), e.time.clone(), e.manager.clone(), e.api_version.clone(), e.subresource.clone());
-        order(a).cmp(&order(b))
-    });
-    let encoded = entries.into_iter().map(|e| {
-        let mut item = Map::new();
-        item.insert("apiVersion", e.api_version);
-        item.insert("fieldsType", "FieldsV1");
-        item.insert("fieldsV1", e.fields.encode());
-        for (field, text) in [("manager", e.manager), ("operation", e.operation), ("subresource", e.subresource), ("time", e.time)] {
-            if !text.is_empty() {
-                item.insert(field, text);
-            }
-        }
-        Value::Map(item)
-    });
-    Value::List(encoded.collect())
-}
-
-impl Set {
-    /// The one path that is this point.
-    fn point() -> Set {
-        Set { here: true, below: BTreeMap::new() }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        !self.here && self.below.is_empty()
-    }
-
-    fn put(&mut self, step: impl Into<String>, set: Set) {
-        if !set.is_empty() {
-            self.below.insert(step.into(), set);
-        }
-    }
-
-    fn add(&mut self, other: Set) {
-        self.here |= other.here;
-        for (step, set) in other.below {
-            self.below.entry(step).or_default().add(set);
-        }
-    }
-
-    fn subtract(&mut self, other: &Set) {
-        self.here &= !other.here;
-        for (step, set) in &other.below {
-            if let Some(own) = self.below.get_mut(step) {
-                own.subtract(set);
-                if own.is_empty() {
-                    self.below.remove(step);
-                }
-            }
-        }
-    }
-
-    /// Drops a path with all below it.
-    fn cut(&mut self, path: &[&str]) {
-        let [first, rest @ ..] = path else { return };
-        let step = format!("f:{first}");
-        if rest.is_empty() {
-            self.below.remove(&step);
-        } else if let Some(set) = self.below.get_mut(&step) {
-            set.cut(rest);
-            if set.is_empty() {
-                self.below.remove(&step);
-            }
-        }
-    }
-
-    fn decode(fields: &Value, is_root: bool) -> Option<Set> {
-        let map = fields.as_map()?;
-        let mut set = Set { here: !is_root && map.is_empty(), below: BTreeMap::new() };
-        for (step, value) in map.iter() {
-            match step.split_at_checked(2) {
-                Some(("f:" | "k:" | "v:" | "i:", _)) => drop(set.below.insert(step.to_string(), Set::decode(value, false)?)),
-                _ if step == "." => set.here = true,
-                _ => return None,
-            }
-        }
+        let mut set = typed::field_set(node, &last);
+        let since = typed::compare(node, Some(&last), Some(base)).ok()?;
+        set.subtract(&since.set);
+        set.subtract(&since.removed);
         Some(set)
-    }
-
-    fn encode(self) -> Value {
-        let has_more = !self.below.is_empty();
-        let own = (self.here && has_more).then(|| (".".to_string(), Value::map()));
-        let below = self.below.into_iter().map(|(step, set)| (step, set.encode()));
-        Value::Map(Map::from_sorted(own.into_iter().chain(below).collect()))
-    }
+    };
+    let Some(allowed) = allowed() else { return conflicts };
+    let left = conflicts.into_iter().map(|(identity, mut set)| {
+        set.subtract(&allowed);
+        (identity, set)
+    });
+    left.filter(|(_, set)| !set.is_empty()).collect()
 }
 
-/// What `new` set and removed of `old` (`None`: a create), without what nobody owns and what lies under `ignored` paths. `None`:
-/// a list has an element without its keys.
-pub fn diff(ty: TypeRef, old: Option<&Value>, new: &Value, ignored: &[&[&str]]) -> Option<Diff> {
-    let nothing = Value::Map(if old.is_none() { schema::zero_struct(ty) } else { Map::new() });
-    let mut found = of_struct(ty, Some(old.unwrap_or(&nothing)), Some(new))?;
-    for set in [&mut found.set, &mut found.removed] {
-        set.here = false;
-        set.cut(&["apiVersion"]);
-        set.cut(&["kind"]);
-        UNOWNED_METADATA.iter().for_each(|field| set.cut(&["metadata", field]));
-        if let Some(metadata) = set.below.get_mut("f:metadata") {
-            metadata.here = false;
-            if metadata.is_empty() {
-                set.below.remove("f:metadata");
-            }
+fn conflict(mut conflicts: Vec<(Identity, Set)>) -> Status {
+    conflicts.sort_by(|a, b| a.0.cmp(&b.0));
+    let shown: Vec<(String, Vec<String>)> = conflicts.iter().map(|(identity, set)| (identity.shown(), set.paths())).collect();
+    let count: usize = shown.iter().map(|(_, paths)| paths.len()).sum();
+    let message = match shown.as_slice() {
+        [(manager, paths)] if count == 1 => format!("Apply failed with 1 conflict: conflict with {manager}: {}", paths[0]),
+        all => {
+            let groups: Vec<String> =
+                all.iter().map(|(manager, paths)| format!("conflicts with {manager}:\n- {}", paths.join("\n- "))).collect();
+            format!("Apply failed with {count} conflicts: {}", groups.join("\n"))
         }
-        ignored.iter().for_each(|path| set.cut(path));
-    }
-    Some(found)
-}
-
-fn leaf(old: Option<&Value>, new: Option<&Value>) -> Diff {
-    match (old, new) {
-        (None, Some(_)) => Diff { set: Set::point(), removed: Set::default() },
-        (Some(_), None) => Diff { set: Set::default(), removed: Set::point() },
-        (Some(old), Some(new)) if old != new => Diff { set: Set::point(), removed: Set::default() },
-        _ => Diff::default(),
-    }
-}
-
-impl Diff {
-    fn put(&mut self, step: &str, of: Diff) {
-        self.set.put(step, of.set);
-        self.removed.put(step, of.removed);
-    }
-
-    /// The thing itself came or went.
-    fn with_self(mut self, old: Option<&Value>, new: Option<&Value>) -> Diff {
-        self.set.here |= old.is_none();
-        self.removed.here |= new.is_none();
-        self
-    }
-}
-
-fn is_blank(value: Option<&Value>) -> bool {
-    match value {
-        Some(Value::Map(m)) => m.is_empty(),
-        Some(Value::List(l)) => l.is_empty(),
-        Some(Value::Null) | None => true,
-        Some(_) => false,
-    }
-}
-
-fn of_field(field: &Field, old: Option<&Value>, new: Option<&Value>) -> Option<Diff> {
-    if field.map_atomic {
-        return Some(leaf(old, new));
-    }
-    match (field.repeated, field.map, field.list_type) {
-        (true, _, ListType::Map) => of_items(old, new, &|item| key_of(field, item), &|old, new| of_kind(field.kind, old, new)),
-        (true, _, ListType::Set) => of_items(old, new, &|item| Some(step_of_value(item)), &|old, new| Some(leaf(old, new))),
-        (true, _, ListType::Unset | ListType::Atomic) => Some(leaf(old, new)),
-        (false, true, _) => of_map(old, new, &|_, old, new| of_kind(field.kind, old, new)),
-        (false, false, _) => of_kind(field.kind, old, new),
-    }
-}
-
-fn of_kind(kind: Kind, old: Option<&Value>, new: Option<&Value>) -> Option<Diff> {
-    match kind {
-        Kind::Message(ty) => of_struct(ty, old, new),
-        _ => Some(leaf(old, new)),
-    }
-}
-
-fn of_struct(ty: TypeRef, old: Option<&Value>, new: Option<&Value>) -> Option<Diff> {
-    let ty = ty.get();
-    if ty.map_atomic {
-        return Some(leaf(old, new));
-    }
-    of_map(old, new, &|name, old, new| ty.field(name).map_or(Some(Diff::default()), |field| of_field(field, old, new)))
-}
-
-type Compare<'a> = &'a dyn Fn(&str, Option<&Value>, Option<&Value>) -> Option<Diff>;
-
-/// Both are sorted: one merge.
-fn of_map(old: Option<&Value>, new: Option<&Value>, compare: Compare) -> Option<Diff> {
-    if is_blank(old) && is_blank(new) {
-        return Some(leaf(old, new));
-    }
-    let empty = Map::new();
-    let (olds, news) = (old.and_then(Value::as_map).unwrap_or(&empty), new.and_then(Value::as_map).unwrap_or(&empty));
-    let mut found = Diff::default();
-    let (mut olds, mut news) = (olds.iter().peekable(), news.iter().peekable());
-    loop {
-        let order = match (olds.peek(), news.peek()) {
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (None, None) => break,
-        };
-        let was = if order.is_le() { olds.next() } else { None };
-        let is = if order.is_ge() { news.next() } else { None };
-        let Some((name, _)) = was.or(is) else { break };
-        let of = compare(name, was.map(|w| w.1), is.map(|i| i.1))?;
-        if !of.set.is_empty() || !of.removed.is_empty() {
-            found.put(&format!("f:{name}"), of);
+    };
+    let mut status = Status::new(409, "Conflict", message);
+    for (manager, paths) in &shown {
+        for path in paths {
+            status = status.with_cause("FieldManagerConflict", format!("conflict with {manager}"), path);
         }
     }
-    Some(found.with_self(old, new))
+    status
 }
 
-/// Lists whose elements have names. Elements of the same name are compared together, as one value.
-fn of_items(
-    old: Option<&Value>,
-    new: Option<&Value>,
-    step: &dyn Fn(&Value) -> Option<String>,
-    compare: &dyn Fn(Option<&Value>, Option<&Value>) -> Option<Diff>,
-) -> Option<Diff> {
-    if is_blank(old) && is_blank(new) {
-        return Some(leaf(old, new));
+/// kubectl's annotation keeps up with what it applies, so that it can go back to client-side apply.
+fn set_last_applied(object: &mut Value, config: &Value) {
+    let mut config = config.clone();
+    config.remove(LAST_APPLIED);
+    let annotations = object.make_map(&LAST_APPLIED[..2]);
+    let text = String::from_utf8(json::to_vec(&config)).expect("JSON is UTF-8");
+    annotations.insert(LAST_APPLIED[2], format!("{text}\n"));
+    if annotations.iter().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum::<usize>() > ANNOTATIONS_MAX {
+        annotations.remove(LAST_APPLIED[2]);
     }
-    let mut items: BTreeMap<String, (Vec<&Value>, Vec<&Value>)> = BTreeMap::new();
-    for item in old.and_then(Value::as_list).unwrap_or(&[]) {
-        items.entry(step(item)?).or_default().0.push(item);
-    }
-    for item in new.and_then(Value::as_list).unwrap_or(&[]) {
-        items.entry(step(item)?).or_default().1.push(item);
-    }
-    let mut found = Diff::default();
-    for (step, (olds, news)) in items {
-        let of = match (olds.as_slice(), news.as_slice()) {
-            ([] | [_], [] | [_]) => compare(olds.first().copied(), news.first().copied())?,
-            ([], _) => Diff { set: Set::point(), removed: Set::default() },
-            (_, []) => Diff { set: Set::default(), removed: Set::point() },
-            (olds, news) if olds != news => Diff { set: Set::point(), removed: Set::default() },
-            _ => Diff::default(),
-        };
-        found.put(&step, of);
-    }
-    Some(found.with_self(old, new))
-}
-
-fn step_of_value(value: &Value) -> String {
-    format!("v:{}", text(value))
-}
-
-/// `k:{"containerPort":80,"protocol":"TCP"}`.
-fn key_of(field: &Field, item: &Value) -> Option<String> {
-    let mut keys = Map::new();
-    for key in &field.list_map_keys {
-        let value = match item.get(key).filter(|v| !v.is_null()) {
-            Some(value) => value.clone(),
-            None => {
-                let default = field.message()?.field(key)?.default;
-                if default.is_empty() {
-                    return None;
-                }
-                json::parse(default.as_bytes()).ok()?
-            }
-        };
-        keys.insert(*key, value);
-    }
-    Some(format!("k:{}", text(&Value::Map(keys))))
-}
-
-fn text(value: &Value) -> String {
-    String::from_utf8(json::to_vec(value)).expect("JSON is UTF-8")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::resource;
-
-    fn parse(text: &str) -> Value {
-        json::parse(text.as_bytes()).unwrap()
-    }
-
-    /// Writes one state after the other and returns the managed fields, without times and constants.
-    fn after(writes: &[(&str, &str)]) -> String {
-        let ty = resource::PODS.type_ref();
-        let mut old: Option<Value> = None;
-        for (i, (manager, object)) in writes.iter().enumerate() {
-            let mut new = parse(object);
-            json::conform(ty, &mut new).unwrap();
-            let now = format!("2026-01-01T00:00:{i:02}Z");
-            let write = Write { manager, subresource: "", api_version: "v1", now: &now };
-            let before = old.clone();
-            track(before.as_ref(), &mut new, &write, &|_, new| diff(ty, before.as_ref(), new, &[&["status"]]));
-            old = Some(new);
-        }
-        let entries = old.unwrap();
-        let shown = entries.list_at(&["metadata", "managedFields"]).iter();
-        shown.map(|e| format!("{}={}", e.str_at(&["manager"]), text(e.get("fieldsV1").unwrap()))).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn each_write_owns_what_it_set() {
-        let c = |more: &str| format!(r#"{{"metadata":{{"name":"p"{more}}},"spec":{{"containers":null}}}}"#);
-        let plain = &c("");
-        let a = &c(r#","labels":{"a":"1"}"#);
-        let b = &c(r#","labels":{"a":"1","b":"2"}"#);
-        let a2 = &c(r#","labels":{"a":"2"}"#);
-        let held = &c(r#","labels":{"a":"1"},"finalizers":["x/y"]"#);
-        let reset = &c(r#","labels":{"a":"3"},"managedFields":[]"#);
-        let table: &[(&[(&str, &str)], &str)] = &[
-            (&[("m", a)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}}"#),
-            (&[("m", a), ("m", a)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}}"#),
-            (&[("m", a), ("n", b)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}} n={"f:metadata":{"f:labels":{"f:b":{}}}}"#),
-            (&[("m", a), ("n", a2)], r#"m={"f:metadata":{"f:labels":{}}} n={"f:metadata":{"f:labels":{"f:a":{}}}}"#),
-            (&[("m", b), ("n", a)], r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}}"#),
-            (
-                &[("m", a), ("n", held)],
-                r#"m={"f:metadata":{"f:labels":{".":{},"f:a":{}}}} n={"f:metadata":{"f:finalizers":{".":{},"v:\"x/y\"":{}}}}"#,
-            ),
-            (&[("m", a), ("n", plain)], ""),
-            (&[("m", a), ("n", reset)], ""),
-            (&[("m", a), ("n", reset), ("n", b)], ""),
-        ];
-        for (writes, want) in table {
-            assert_eq!(after(writes), *want, "{writes:?}");
-        }
-    }
-
-    #[test]
-    fn lists_go_by_their_keys() {
-        let pod = r#"{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c","image":"i","ports":[{"containerPort":80,"protocol":"TCP"}]}],
-            "tolerations":[{"key":"k"}]}}"#;
-        let want = r#"m={"f:spec":{"f:containers":{"k:{\"name\":\"c\"}":{".":{},"f:image":{},"f:name":{},"f:ports":{".":{},"k:{\"containerPort\":80,\"protocol\":\"TCP\"}":{".":{},"f:containerPort":{},"f:protocol":{}}},"f:resources":{}}},"f:tolerations":{}}}"#;
-        assert_eq!(after(&[("m", pod)]), want);
-    }
-
-    #[test]
-    fn the_oldest_updaters_are_merged() {
-        let managers: Vec<String> = (0..12).map(|i| format!("m{i:02}")).collect();
-        let labels = |n: usize| (0..n).map(|i| format!(r#""l{i:02}":"""#)).collect::<Vec<_>>().join(",");
-        let states: Vec<String> = (0..12)
-            .map(|i| format!(r#"{{"metadata":{{"name":"p","labels":{{{}}}}},"spec":{{"containers":null}}}}"#, labels(i + 1)))
-            .collect();
-        let writes: Vec<(&str, &str)> = managers.iter().map(String::as_str).zip(states.iter().map(String::as_str)).collect();
-        let shown = after(&writes);
-        assert_eq!(shown.split(' ').count(), 10);
-        assert!(
-            shown.starts_with(r#"ancient-changes={"f:metadata":{"f:labels":{".":{},"f:l00":{},"f:l01":{},"f:l02":{}}}} m03="#),
-            "{shown}"
-        );
-    }
-
-    #[test]
-    fn managers_are_named_by_the_agent() {
-        for (agent, want) in [("kubectl/v1.36.3 (linux)", "kubectl"), ("", ""), ("a\u{7}b", "ab")] {
-            assert_eq!(manager_of(agent), want);
-        }
-        assert_eq!(manager_of(&"x".repeat(200)).len(), 128);
-    }
-}
+mod tests;

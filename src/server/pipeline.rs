@@ -13,15 +13,17 @@ use tokio::sync::Semaphore;
 use tracing::error;
 
 use crate::api::client::{Future, Transport};
+use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Outcome, Request, Response, Verb};
 use crate::api::resource::{self, Resource};
+use crate::api::schema::TypeRef;
 use crate::api::status::{Result, Status};
 use crate::api::time::Clock;
 use crate::api::value::Value;
 use crate::store::Store;
 
-use super::apply::{self, Write};
+use super::apply::{self, Ownable, Versions, Write};
 use super::auth::{Attributes, Auth};
 use super::registry::{Reader, Registry, Row};
 use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
@@ -200,27 +202,14 @@ impl Pipeline {
 
     /// Notes who owns which field from now on. Trees of the storage version; the fields are those of the requested one.
     pub(super) fn manage_fields(&self, row: &Row, context: &Context, new: &mut Value, old: Option<&Value>) {
-        let api_version = row.resource.api_version();
-        let ignored = row.ignored_fields(&context.subresource);
-        let now = context.now.to_string();
+        let (api_version, now, form) = (row.resource.api_version(), context.now.to_string(), row.storage.api_version());
         let write = Write { manager: &context.manager, subresource: &context.subresource, api_version: &api_version, now: &now };
-        apply::track(old, new, &write, &|version, new| {
-            let (group, version) = version.split_once('/').unwrap_or(("", version));
-            let seen = if row.resource.group == group && row.resource.version == version {
-                row
-            } else {
-                self.registry.find(group, version, row.resource.plural)?
-            };
-            if seen.is_storage() {
-                return apply::diff(seen.type_ref(), old, new, ignored);
-            }
-            let served = |tree: &Value| {
-                let mut tree = tree.clone();
-                seen.to_served(&mut tree);
-                tree
-            };
-            apply::diff(seen.type_ref(), old.map(served).as_ref(), &served(new), ignored)
-        });
+        apply::track(old, new, &write, &form, &self.versions(row, &context.subresource));
+    }
+
+    /// The versions of a row's objects, as field ownership sees them.
+    pub(super) fn versions<'a>(&'a self, row: &'a Row, subresource: &'a str) -> RowVersions<'a> {
+        RowVersions { registry: &self.registry, row, subresource }
     }
 
     pub(super) fn admit_mutating(&self, context: &Context, object: &mut Value, old: Option<&Value>) -> Result<()> {
@@ -229,6 +218,40 @@ impl Pipeline {
 
     pub(super) fn admit_validating(&self, context: &Context, object: &Value, old: Option<&Value>) -> Result<()> {
         self.plugins.iter().try_for_each(|p| p.validate(context, object, old))
+    }
+}
+
+/// [`Versions`] of the objects behind a row, written through one of their subresources.
+pub(super) struct RowVersions<'a> {
+    registry: &'a Registry,
+    row: &'a Row,
+    subresource: &'a str,
+}
+
+impl RowVersions<'_> {
+    fn find(&self, api_version: &str) -> Option<&Row> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let is_own = self.row.resource.group == group && self.row.resource.version == version;
+        if is_own { Some(self.row) } else { self.registry.find(group, version, self.row.resource.plural) }
+    }
+}
+
+impl Versions for RowVersions<'_> {
+    fn type_of(&self, api_version: &str) -> Option<TypeRef> {
+        self.find(api_version).map(Row::type_ref)
+    }
+
+    fn convert(&self, tree: &Value, from: &str, to: &str) -> Option<Value> {
+        let (from, to) = (self.find(from)?, self.find(to)?);
+        let mut tree = tree.clone();
+        json::conform(from.type_ref(), &mut tree).ok()?;
+        from.to_stored(&mut tree).ok()?;
+        to.to_served(&mut tree);
+        Some(tree)
+    }
+
+    fn ownable(&self) -> Ownable {
+        self.row.ownable(self.subresource)
     }
 }
 

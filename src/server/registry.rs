@@ -12,9 +12,11 @@ use crate::api::object::Object;
 use crate::api::protobuf::Peek;
 use crate::api::resource::{self, Resource};
 use crate::api::schema::TypeRef;
+use crate::api::status::Result;
 use crate::api::{protobuf, value::Value};
 use crate::store::{Entry, Range, Store};
 
+use super::apply::Ownable;
 use super::strategy::{Access, SchemaOnly, Selectable, Strategy};
 
 /// One served version of one resource.
@@ -35,14 +37,37 @@ impl Row {
         std::ptr::eq(self.resource, self.storage)
     }
 
-    /// What writes through a subresource (or the object itself) cannot own, because they cannot set it.
-    pub fn ignored_fields(&self, subresource: &str) -> &'static [&'static [&'static str]] {
+    /// What writes through the object or a subresource can own: what they can set.
+    pub fn ownable(&self, subresource: &str) -> Ownable {
+        let has_status = self.resource.subresource("status").is_some();
         match (self.storage.plural, subresource) {
-            (_, "") if self.resource.subresource("status").is_some() => &[&["status"]],
-            ("deployments", "status") => &[&["spec"], &["metadata", "labels"]],
-            ("pods", "status") => &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
-            (_, "status") => &[&["spec"]],
-            _ => &[],
+            ("certificatesigningrequests", "") => Ownable::Except(&[&["spec"], &["status"]]),
+            ("certificatesigningrequests", "status") => Ownable::Except(&[&["spec"], &["status", "conditions"]]),
+            ("certificatesigningrequests", "approval") => Ownable::Except(&[&["spec"], &["status", "certificate"]]),
+            ("deployments", "status") => Ownable::Except(&[&["spec"], &["metadata", "labels"]]),
+            ("pods", "status") => Ownable::Except(&[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]),
+            ("pods", "ephemeralcontainers") => Ownable::Only(&[&["spec", "ephemeralContainers"]]),
+            ("pods", "resize") => Ownable::Only(&[
+                &["spec", "containers", "*", "resources"],
+                &["spec", "containers", "*", "resizePolicy"],
+                &["spec", "initContainers", "*", "resources"],
+                &["spec", "initContainers", "*", "resizePolicy"],
+            ]),
+            ("namespaces", "finalize") => Ownable::Except(&[&["status"]]),
+            (
+                "apiservices"
+                | "customresourcedefinitions"
+                | "flowschemas"
+                | "prioritylevelconfigurations"
+                | "resourceclaims"
+                | "servicecidrs"
+                | "validatingadmissionpolicies"
+                | "volumeattachments",
+                "status",
+            ) => Ownable::Except(&[&["metadata"], &["spec"]]),
+            (_, "") if has_status => Ownable::Except(&[&["status"]]),
+            (_, "status") => Ownable::Except(&[&["spec"]]),
+            _ => Ownable::Except(&[]),
         }
     }
 
@@ -51,6 +76,14 @@ impl Row {
         let mut value = object.value();
         self.to_served(&mut value);
         value
+    }
+
+    /// From the served version to the storage one.
+    pub fn to_stored(&self, value: &mut Value) -> Result<()> {
+        self.strategy.to_storage(self.resource, value)?;
+        value.set(&["apiVersion"], self.storage.api_version());
+        value.set(&["kind"], self.storage.kind);
+        Ok(())
     }
 
     /// From the storage version to the served one.

@@ -11,6 +11,7 @@ use crate::api::value::Value;
 use crate::store::{Batch, Error, Expect, Written};
 
 use super::{ATTEMPTS_MAX, add_effects, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
+use super::update::Ownership;
 use crate::server::pipeline::Pipeline;
 use crate::server::registry::Row;
 use crate::server::strategy::{Context, Operation};
@@ -28,9 +29,7 @@ impl Pipeline {
         warnings.append(&mut decoded.warnings);
         let mut value = decoded.value;
         settle_namespace(&request, &mut value)?;
-        row.strategy.to_storage(row.resource, &mut value)?;
-        value.set(&["apiVersion"], row.storage.api_version());
-        value.set(&["kind"], row.storage.kind);
+        row.to_stored(&mut value)?;
         let dry_run = !request.options.dry_run.is_empty();
         let revision = value.str_at(&["metadata", "resourceVersion"]).to_string();
         if !dry_run
@@ -40,16 +39,23 @@ impl Pipeline {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         wipe_system_metadata(&mut value);
-        self.create_decoded(row, &request, value, warnings).await
+        self.create_decoded(row, &request, value, Ownership::Track, warnings).await
     }
 
     /// From the decoded, settled tree on; also for updates and applies that create.
-    pub(super) async fn create_decoded(&self, row: &Row, request: &Request, value: Value, warnings: &mut Vec<String>) -> Result<Response> {
+    pub(super) async fn create_decoded(
+        &self,
+        row: &Row,
+        request: &Request,
+        value: Value,
+        ownership: Ownership,
+        warnings: &mut Vec<String>,
+    ) -> Result<Response> {
         let mut names = 0;
         for attempt in 0..ATTEMPTS_MAX {
             let mut context = self.context(Operation::Create, request);
             context.name = value.str_at(&["metadata", "name"]).to_string();
-            let (object, tree, generated) = match self.attempt_create(row, &context, value.clone()).await? {
+            let (object, tree, generated) = match self.attempt_create(row, &context, value.clone(), ownership).await? {
                 Attempted::Answer(tree) => {
                     warnings.append(&mut context.take_warnings());
                     return Ok(Response::Value { value: tree, code: 201 });
@@ -90,11 +96,13 @@ impl Pipeline {
         Err(super::contended(row.resource, value.str_at(&["metadata", "name"])))
     }
 
-    async fn attempt_create(&self, row: &Row, context: &Context, mut value: Value) -> Result<Attempted> {
+    async fn attempt_create(&self, row: &Row, context: &Context, mut value: Value, ownership: Ownership) -> Result<Attempted> {
         let strategy = &*row.strategy;
         dedup_owners(context, &mut value);
         strategy.default(&mut value);
-        self.manage_fields(row, context, &mut value, None);
+        if ownership == Ownership::Track {
+            self.manage_fields(row, context, &mut value, None);
+        }
         self.admit_mutating(context, &mut value, None)?;
         dedup_owners(context, &mut value);
         strategy.default(&mut value);

@@ -1,5 +1,6 @@
 //! One generic verb each, over any row. Here: what they share: options and bodies in, conditions on writes, store errors out.
 
+mod apply;
 mod create;
 mod delete;
 mod get;

@@ -24,6 +24,14 @@ use crate::server::strategy::{Context, Operation};
 pub(super) struct Wanted {
     pub value: Value,
     pub warnings: Vec<String>,
+    pub ownership: Ownership,
+}
+
+/// Whether the tree's managed fields are still to be found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ownership {
+    Track,
+    Settled,
 }
 
 impl Pipeline {
@@ -35,9 +43,7 @@ impl Pipeline {
         let mut value = decoded.value;
         check_name(&request, &value)?;
         settle_namespace(&request, &mut value)?;
-        row.strategy.to_storage(row.resource, &mut value)?;
-        value.set(&["apiVersion"], row.storage.api_version());
-        value.set(&["kind"], row.storage.kind);
+        row.to_stored(&mut value)?;
         if self.store.get(&row.storage.key(&request.namespace, &request.name)).is_none() {
             return self.create_on_update(row, &request, value, warnings).await;
         }
@@ -50,7 +56,7 @@ impl Pipeline {
             if !expected_uid.is_empty() && expected_uid != old.uid() {
                 return Err(wrong_uid(row, &request, &expected_uid, old.uid()));
             }
-            Ok(Wanted { value: value.clone(), warnings: Vec::new() })
+            Ok(Wanted { value: value.clone(), warnings: Vec::new(), ownership: Ownership::Track })
         };
         self.update_stored(row, &request, &make, warnings).await
     }
@@ -62,13 +68,16 @@ impl Pipeline {
         let attributes = Attributes { verb: "create", ..Attributes::of(request, "get") };
         self.auth.require(&request.user, &attributes)?;
         super::create::wipe_system_metadata(&mut value);
-        self.create_decoded(row, request, value, warnings).await
+        self.create_decoded(row, request, value, Ownership::Track, warnings).await
     }
 
     pub(in crate::server) async fn patch(&self, request: Request, warnings: &mut Vec<String>) -> Result<Response> {
         let row = self.registry.row(request.resource);
         let patch_type = request.patch_type.ok_or_else(|| Status::bad_request("a patch needs a type"))?;
         check_options("PatchOptions", &request.options, patch_type == PatchType::Apply)?;
+        if patch_type == PatchType::Apply {
+            return self.apply(row, request, warnings).await;
+        }
         let patch = parse_patch(&request, patch_type)?;
         let make = |old: &Object| -> Result<Wanted> {
             let mut value = row.serve(old);
@@ -81,10 +90,8 @@ impl Pipeline {
             value.set(&["kind"], row.resource.kind);
             check_name(&request, &value)?;
             settle_namespace(&request, &mut value)?;
-            row.strategy.to_storage(row.resource, &mut value)?;
-            value.set(&["apiVersion"], row.storage.api_version());
-            value.set(&["kind"], row.storage.kind);
-            Ok(Wanted { value, warnings })
+            row.to_stored(&mut value)?;
+            Ok(Wanted { value, warnings, ownership: Ownership::Track })
         };
         self.update_stored(row, &request, &make, warnings).await
     }
@@ -109,7 +116,7 @@ impl Pipeline {
             }
             let context = self.context(Operation::Update, request);
             let old_tree = old.value();
-            let value = self.attempt_update(row, &context, wanted.value, &old_tree)?;
+            let value = self.attempt_update(row, &context, wanted.value, wanted.ownership, &old_tree)?;
             let mut said = std::mem::take(&mut wanted.warnings);
             said.append(&mut context.take_warnings());
             if !row.strategy.is_acted_on() {
@@ -126,13 +133,15 @@ impl Pipeline {
         Err(super::contended(row.resource, &request.name))
     }
 
-    fn attempt_update(&self, row: &Row, context: &Context, mut value: Value, old: &Value) -> Result<Value> {
+    fn attempt_update(&self, row: &Row, context: &Context, mut value: Value, ownership: Ownership, old: &Value) -> Result<Value> {
         let strategy = &*row.strategy;
         let is_status = context.subresource == "status";
         dedup_owners(context, &mut value);
         strategy.default(&mut value);
         restore_metadata(&mut value, old);
-        self.manage_fields(row, context, &mut value, Some(old));
+        if ownership == Ownership::Track {
+            self.manage_fields(row, context, &mut value, Some(old));
+        }
         self.admit_mutating(context, &mut value, Some(old))?;
         strategy.default(&mut value);
         restore_metadata(&mut value, old);
@@ -288,10 +297,6 @@ pub(super) fn parse_patch(request: &Request, patch_type: PatchType) -> Result<Va
         Body::Empty => return Err(Status::bad_request(format!("{prefix}unexpected end of JSON input"))),
         Body::Protobuf(_) => return Err(Status::bad_request("a patch is JSON or YAML")),
     };
-    if patch_type == PatchType::Apply {
-        let message = "server-side apply is not supported yet (managed fields are missing); use a JSON, merge or strategic merge patch";
-        return Err(Status::new(415, "UnsupportedMediaType", message));
-    }
     Ok(patch)
 }
 
@@ -301,7 +306,7 @@ fn apply(row: &Row, patch_type: PatchType, value: &mut Value, patch: &Value) -> 
         PatchType::Json => patch::json_patch(value, patch).map(|()| patch::unknown_operation_members(patch)),
         PatchType::Merge => patch::merge_patch(value, patch).map(|()| Vec::new()),
         PatchType::Strategic => patch::strategic(value, patch, row.type_ref()).map(|()| Vec::new()),
-        PatchType::Apply => Err(Status::internal("apply patches are refused before")),
+        PatchType::Apply => Err(Status::internal("an apply configuration is no patch")),
     }
 }
 
