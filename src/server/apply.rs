@@ -325,7 +325,8 @@ pub fn apply(live: Option<&Value>, config: &Config, write: &Write, versions: &dy
     base.remove(MANAGED);
     if entries.is_empty() && live.is_some() {
         let mut change = Change::new(versions, write.api_version, None, &base);
-        let diff = change.diff(write.api_version).map_err(|e| Refusal::broken("failed to create manager for existing fields", e).status())?;
+        let diff =
+            change.diff(write.api_version).map_err(|e| Refusal::broken("failed to create manager for existing fields", e).status())?;
         let mut set = diff.map(|d| d.set.clone()).unwrap_or_default();
         strip(&mut set);
         if !set.is_empty() {

@@ -146,7 +146,9 @@ pub fn decode(list: Option<&Value>) -> Option<Vec<Entry>> {
 
 pub fn encode(mut entries: Vec<Entry>) -> Value {
     entries.sort_by(|a, b| {
-        let order = |e: &'_ Entry| (e.identity.operation, e.time.clone(), e.identity.manager.clone(), e.api_version.clone(), e.identity.subresource.clone());
+        let order = |e: &'_ Entry| {
+            (e.identity.operation, e.time.clone(), e.identity.manager.clone(), e.api_version.clone(), e.identity.subresource.clone())
+        };
         order(a).cmp(&order(b))
     });
     let encoded = entries.into_iter().map(|e| {
@@ -161,7 +163,9 @@ pub fn encode(mut entries: Vec<Entry>) -> Value {
             },
         );
         let Identity { manager, operation, subresource, .. } = e.identity;
-        for (field, text) in [("manager", manager), ("operation", operation.as_str().into()), ("subresource", subresource), ("time", e.time)] {
+        for (field, text) in
+            [("manager", manager), ("operation", operation.as_str().into()), ("subresource", subresource), ("time", e.time)]
+        {
             if !text.is_empty() {
                 item.insert(field, text);
             }

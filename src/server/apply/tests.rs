@@ -132,12 +132,17 @@ fn an_apply_owns_what_it_names() {
         (&[("m", one), ("n", two)], Err("Apply failed with 1 conflict: conflict with \"m\": .data.a")),
         (&[("m", one), ("!n", two)], Ok((r#"{"a":"2"}"#, r#"n={"f:data":{"f:a":{}}}"#))),
         (&[("m", both), ("m", one)], Ok((r#"{"a":"1"}"#, r#"m={"f:data":{"f:a":{}}}"#))),
-        (&[("m", both), ("n", one), ("m", r#""data":{"b":"1"}"#)], Ok((r#"{"a":"1","b":"1"}"#, r#"n={"f:data":{"f:a":{}}} m={"f:data":{"f:b":{}}}"#))),
+        (
+            &[("m", both), ("n", one), ("m", r#""data":{"b":"1"}"#)],
+            Ok((r#"{"a":"1","b":"1"}"#, r#"n={"f:data":{"f:a":{}}} m={"f:data":{"f:b":{}}}"#)),
+        ),
         (&[("m", both), ("m", r#""data":null"#)], Ok(("", r#"m={"f:data":{}}"#))),
         (&[("m", r#""zz":1"#)], Err("failed to create typed patch object (/x; /v1, Kind=ConfigMap): .zz: field not declared in schema")),
         (
             &[("m", r#""data":{"a":1}"#)],
-            Err("failed to create typed patch object (/x; /v1, Kind=ConfigMap): .data.a: expected string, got &value.valueUnstructured{Value:1}"),
+            Err(
+                "failed to create typed patch object (/x; /v1, Kind=ConfigMap): .data.a: expected string, got &value.valueUnstructured{Value:1}",
+            ),
         ),
     ];
     for (configs, want) in table {
@@ -149,7 +154,11 @@ fn an_apply_owns_what_it_names() {
 
 #[test]
 fn many_conflicts_are_grouped() {
-    let shown = applied(&[("m", r#""data":{"a":"1","b":"1"}"#), ("k", r#""immutable":false"#), ("n", r#""data":{"a":"2","b":"2"},"immutable":true"#)]);
+    let shown = applied(&[
+        ("m", r#""data":{"a":"1","b":"1"}"#),
+        ("k", r#""immutable":false"#),
+        ("n", r#""data":{"a":"2","b":"2"},"immutable":true"#),
+    ]);
     let want = "Apply failed with 3 conflicts: conflicts with \"k\":\n- .immutable\nconflicts with \"m\":\n- .data.a\n- .data.b";
     assert_eq!(shown.unwrap_err(), want);
 }
@@ -185,7 +194,10 @@ fn kubectl_moves_over_from_client_side_apply() {
     let run = |tree: &Value| apply(Some(&live), &Config { tree, kind: "ConfigMap", force: false }, &kubectl, &Only(ty, MAIN));
     let object = run(&config(r#"{"a":"2"}"#)).unwrap();
     assert_eq!(object.str_at(&["data", "a"]), "2");
-    assert_eq!(object.str_at(LAST_APPLIED), "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"2\"},\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"x\"}}\n");
+    assert_eq!(
+        object.str_at(LAST_APPLIED),
+        "{\"apiVersion\":\"v1\",\"data\":{\"a\":\"2\"},\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"x\"}}\n"
+    );
     let refused = run(&config(r#"{"a":"2","b":"2"}"#)).unwrap_err();
     assert_eq!(refused.message, "Apply failed with 1 conflict: conflict with \"kubectl-client-side-apply\" using v1: .data.b");
 }

@@ -10,8 +10,8 @@ use crate::api::status::{Result, Status};
 use crate::api::value::Value;
 use crate::store::{Batch, Error, Expect, Written};
 
-use super::{ATTEMPTS_MAX, add_effects, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
 use super::update::Ownership;
+use super::{ATTEMPTS_MAX, add_effects, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
 use crate::server::pipeline::Pipeline;
 use crate::server::registry::Row;
 use crate::server::strategy::{Context, Operation};
