@@ -1,7 +1,7 @@
 # The commands of the README. Each installs what it needs (Debian packages, as root) and says so.
 
 TARGET := x86_64-unknown-linux-gnu
-.PHONY: build run test bench needs test-needs fmt
+.PHONY: build run test bench conformance conformance-smoke needs test-needs fmt
 
 # A static, non-PIE, stripped executable.
 build: needs
@@ -17,6 +17,15 @@ test: needs test-needs
 	cargo fmt --check
 	cargo clippy --locked --all-targets --quiet -- -D warnings
 	CORACLE_KUBECTL_DIR=$(CURDIR)/target/kubectl cargo test --locked
+
+# Upstream's e2e suite against target/coracle (CORACLE= another): FOCUS, SKIP, SIG, PROCS …; see tests/upstream/conformance.
+conformance: $(if $(CORACLE),,build)
+	@tests/upstream/conformance
+
+# A fixed part of it, against the executable that `make test` builds.
+conformance-smoke: needs
+	cargo build --locked --bin coracle
+	@CORACLE=$(or $(CORACLE),target/$(TARGET)/debug/coracle) tests/upstream/conformance --smoke
 
 bench: build
 	cargo bench --locked

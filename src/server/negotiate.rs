@@ -117,6 +117,12 @@ pub fn accept(header: &str, kind: Kind) -> std::result::Result<Accepted, Refused
     Err(refused)
 }
 
+/// May a route that has one encoding only answer? Whatever else is asked for, however much it is preferred.
+pub fn accepts(header: &str, encoding: Encoding) -> bool {
+    let clauses = clauses(header);
+    clauses.is_empty() || clauses.iter().any(|clause| matches(clause.media, encoding))
+}
+
 fn matches(media: &str, encoding: Encoding) -> bool {
     let own = encoding.media_type();
     media == own || media == "*/*" || media == "application/*"
@@ -269,6 +275,13 @@ mod tests {
         ] {
             let got = accept(header, kind).map(|a| (a.encoding, a.view));
             assert_eq!(got, want, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_route_of_one_encoding_takes_any_clause_that_allows_it() {
+        for (header, want) in [("", true), ("application/vnd.kubernetes.protobuf,*/*", true), ("application/vnd.kubernetes.protobuf", false)] {
+            assert_eq!(accepts(header, Encoding::Json), want, "{header}");
         }
     }
 }

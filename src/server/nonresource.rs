@@ -107,9 +107,8 @@ fn json(body: Vec<u8>, head: &Head<'_>) -> Response<ResponseBody> {
 
 fn version(head: &Head<'_>) -> Result<Response<ResponseBody>> {
     only_get(head)?;
-    match negotiate::accept(head.accept, Kind::Bare) {
-        Ok(accepted) if accepted.encoding == Encoding::Json => {}
-        Ok(_) | Err(_) => return Err(negotiate::unavailable(&negotiate::MEDIA[..1])),
+    if !negotiate::accepts(head.accept, Encoding::Json) {
+        return Err(negotiate::unavailable(&negotiate::MEDIA[..1]));
     }
     let arch = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -113,9 +113,14 @@ pub fn import(store: &Store, path: &Path) -> Result<Vec<String>> {
     if found.is_empty() {
         return Err(archive.error(format!("no image for linux/{}", architecture())));
     }
+    let unpacked = found.into_iter().map(|image| archive.unpack_image(store, image)).collect::<Result<Vec<_>>>()?;
+    // Once for all of them: what syncing takes does not depend on how much of it is ours.
+    let root = File::open(store.root()).map_err(io_error("open", store.root()))?;
+    nix::unistd::syncfs(&root).map_err(|error| io_error("sync", store.root())(error.into()))?;
     let mut names = Vec::new();
-    for image in found {
-        names.extend(archive.add(store, image)?);
+    for (id, record) in unpacked {
+        names.extend(if record.names.is_empty() { vec![id.to_string()] } else { record.names.iter().cloned().collect() });
+        store.add(&id, record)?;
     }
     Ok(names)
 }
@@ -331,8 +336,8 @@ impl Archive {
         Ok(found)
     }
 
-    /// Unpacks what is missing, then enters the image in the index.
-    fn add(&self, store: &Store, image: Found) -> Result<Vec<String>> {
+    /// Unpacks what is missing; gives what the index is to say of the image once that is on disk.
+    fn unpack_image(&self, store: &Store, image: Found) -> Result<(Digest, Record)> {
         let config: ConfigFile = self.parse("image config", &image.config)?;
         if !config.os.is_empty() && (config.os != "linux" || config.architecture != architecture()) {
             return Err(self.error(format!("image is for {}/{}, not linux/{}", config.os, config.architecture, architecture())));
@@ -363,11 +368,8 @@ impl Archive {
         record.config_digest = store.write_blob(&image.config)?.to_string();
         let repository = |name: &String| Some(Reference::parse(name).ok()?.repository());
         record.repositories = image.names.iter().filter_map(repository).collect();
-        record.names = image.names.clone();
-        let root = File::open(store.root()).map_err(io_error("open", store.root()))?;
-        nix::unistd::syncfs(&root).map_err(|error| io_error("sync", store.root())(error.into()))?;
-        store.add(&image.id, record)?;
-        Ok(if image.names.is_empty() { vec![image.id.to_string()] } else { image.names.into_iter().collect() })
+        record.names = image.names;
+        Ok((image.id, record))
     }
 
     fn unpack_layer(
