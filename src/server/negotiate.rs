@@ -280,7 +280,9 @@ mod tests {
 
     #[test]
     fn a_route_of_one_encoding_takes_any_clause_that_allows_it() {
-        for (header, want) in [("", true), ("application/vnd.kubernetes.protobuf,*/*", true), ("application/vnd.kubernetes.protobuf", false)] {
+        for (header, want) in
+            [("", true), ("application/vnd.kubernetes.protobuf,*/*", true), ("application/vnd.kubernetes.protobuf", false)]
+        {
             assert_eq!(accepts(header, Encoding::Json), want, "{header}");
         }
     }
