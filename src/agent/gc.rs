@@ -45,6 +45,7 @@ mod tests {
             image_id: String::new(),
             started_at: None,
             finished_at: None,
+            limits: crate::runtime::Resources::default(),
             state: State::Exited { code: 1, signal: 0, reason: String::new(), message: String::new() },
         };
         let old = old_attempts(&[container(0), container(3), container(1), container(2)], "a");

@@ -5,6 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -50,6 +54,12 @@ pub enum Handler {
         host: String,
         port: u16,
     },
+    /// `grpc.health.v1.Health/Check`.
+    Grpc {
+        host: String,
+        port: u16,
+        service: String,
+    },
     Sleep {
         seconds: u64,
     },
@@ -93,6 +103,10 @@ pub fn handler(spec: &Value, container: &Value, ip: &str) -> Result<Handler, Str
     }
     if let Some(tcp) = spec.at(&["tcpSocket"]) {
         return Ok(Handler::Tcp { host: host(tcp), port: port(tcp, container)? });
+    }
+    if let Some(grpc) = spec.at(&["grpc"]) {
+        let service = grpc.str_at(&["service"]).to_string();
+        return Ok(Handler::Grpc { host: ip.to_string(), port: port(grpc, container)?, service });
     }
     if let Some(sleep) = spec.at(&["sleep"]) {
         return Ok(Handler::Sleep { seconds: sleep.i64_at(&["seconds"]).and_then(|s| u64::try_from(s).ok()).unwrap_or(0) });
@@ -289,11 +303,94 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
                 Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
             }
         }
+        Handler::Grpc { host, port, service } => {
+            let address = authority(host, *port);
+            match tokio::time::timeout(timeout, grpc_check(host, *port, service)).await {
+                Ok(result) => result,
+                Err(_) => Err(format!(
+                    "timeout: failed to connect service \"{address}\" within {}s: context deadline exceeded",
+                    timeout.as_secs()
+                )),
+            }
+        }
         Handler::Sleep { seconds } => {
             tokio::time::sleep(Duration::from_secs(*seconds)).await;
             Ok(())
         }
         Handler::Unreadable { why } => Err(why.clone()),
+    }
+}
+
+/// One health check over HTTP/2 without TLS.
+async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), String> {
+    let address = authority(host, port);
+    let broken = |e: hyper::Error| format!("rpc error: code = Unavailable desc = {e}");
+    let connected = TcpStream::connect((host, port)).await;
+    let stream = connected.map_err(|e| format!("error: failed to connect service at \"{address}\": dial tcp {address}: {}", dial_text(&e)))?;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(broken)?;
+    let driving = crate::task::spawn("grpc-probe", async move {
+        // How it ends shows on the request.
+        let _ = connection.await;
+    });
+    let request = http::Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "kube-probe/1.36 grpc")
+        .body(Full::new(Bytes::from(health_request(service))))
+        .map_err(|e| e.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let head = response.headers().clone();
+        let body = Limited::new(response.into_body(), 64 << 10).collect().await.map_err(|e| format!("rpc error: code = Unavailable desc = {e}"))?;
+        let trailers = body.trailers().cloned().unwrap_or_default();
+        let said = |name: &str| {
+            let value = trailers.get(name).or_else(|| head.get(name)).and_then(|v| v.to_str().ok());
+            value.unwrap_or("").to_string()
+        };
+        Ok::<_, String>((status, said("grpc-status"), said("grpc-message"), body.to_bytes()))
+    };
+    let answer = answer.await;
+    driving.abort();
+    let (status, code, message, body) = answer?;
+    match (status.as_u16(), code.as_str()) {
+        (200, "0" | "") => {}
+        (_, "12") => return Err(format!("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}")),
+        (_, code) => return Err(format!("error: health rpc failed: rpc error: code = {code} desc = {message}")),
+    }
+    match health_status(&body) {
+        1 => Ok(()),
+        status => {
+            let name = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"].get(status).copied().unwrap_or("UNKNOWN");
+            Err(format!("service unhealthy (responded with \"{name}\")"))
+        }
+    }
+}
+
+/// A gRPC message: not compressed, its length, `HealthCheckRequest{1: service}`.
+fn health_request(service: &str) -> Vec<u8> {
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        message.push(0x0a);
+        let mut length = service.len();
+        while length >= 0x80 {
+            message.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend_from_slice(service.as_bytes());
+    }
+    let mut framed = vec![0];
+    framed.extend_from_slice(&u32::try_from(message.len()).unwrap_or(0).to_be_bytes());
+    framed.extend(message);
+    framed
+}
+
+/// The status of a framed `HealthCheckResponse{1: status}`; an empty message is 0.
+fn health_status(body: &[u8]) -> usize {
+    match body.get(5..) {
+        Some([0x08, status, ..]) => usize::from(*status),
+        _ => 0,
     }
 }
 
@@ -384,6 +481,34 @@ mod tests {
         let expected =
             Handler::Http { tls: false, host: "10.0.0.1".into(), port: 8080, path: "/x".into(), headers: vec![("A".into(), "b".into())] };
         assert_eq!(handler(&spec, &container, "10.0.0.1").unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn grpc_health_is_asked_for_a_service() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            for status in [1u8, 2] {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| async move {
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let asked = request.into_body().collect().await.unwrap().to_bytes();
+                    assert_eq!(&asked[..], b"\0\0\0\0\x04\x0a\x02up");
+                    let mut trailers = http::HeaderMap::new();
+                    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                    let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]));
+                    Ok::<_, std::convert::Infallible>(http::Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers))))))
+                });
+                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+            }
+        });
+        let grpc = handler(&value!({"grpc": {"port": i64::from(port), "service": "up"}}), &value!({}), "127.0.0.1").unwrap();
+        let fake = runtime::fake::Fake::new();
+        let wait = Duration::from_secs(5);
+        assert_eq!(ask(&fake, "c", &grpc, wait).await, Ok(()));
+        assert_eq!(ask(&fake, "c", &grpc, wait).await.unwrap_err(), "service unhealthy (responded with \"NOT_SERVING\")");
+        server.await.unwrap();
+        assert!(ask(&fake, "c", &grpc, wait).await.unwrap_err().contains("connection refused"));
     }
 
     #[test]

@@ -48,8 +48,11 @@ fn parse(value: &Value) -> Option<Quantity> {
     }
 }
 
-/// The class by the rules for `status.qosClass`; only cpu and memory count.
+/// The class by the rules for `status.qosClass`; only cpu and memory count. Resources of the pod itself come before its containers'.
 pub fn class(pod: &Value) -> Class {
+    if let Some(own) = pod.at(&["spec", "resources"]).filter(|r| r.as_map().is_some_and(|m| !m.is_empty())) {
+        return class_of_pod_level(own);
+    }
     let lists = [pod.list_at(&["spec", "containers"]), pod.list_at(&["spec", "initContainers"])];
     let containers = || lists.iter().flat_map(|l| l.iter());
     let set = |c: &Value, kind: &str, what: &str| units_any(c.at(&["resources", kind, what]));
@@ -65,6 +68,15 @@ pub fn class(pod: &Value) -> Class {
         })
     });
     if guaranteed { Class::Guaranteed } else { Class::Burstable }
+}
+
+fn class_of_pod_level(resources: &Value) -> Class {
+    let set = |kind: &str, what: &str| millis(resources.at(&[kind, what])).filter(|n| *n > 0);
+    let each = ["cpu", "memory"].map(|what| (set("requests", what), set("limits", what)));
+    if each.iter().all(|(request, limit)| limit.is_some() && (request.is_none() || request == limit)) {
+        return Class::Guaranteed;
+    }
+    if each.iter().any(|(request, limit)| request.is_some() || limit.is_some()) { Class::Burstable } else { Class::BestEffort }
 }
 
 fn units_any(quantity: Option<&Value>) -> Option<i64> {
@@ -94,24 +106,42 @@ pub fn oom_score(class: Class, memory_request: i64, node_memory: i64, critical: 
     }
 }
 
-/// Milli-CPUs and bytes the pod asks for: the sum of its containers or the largest init container, plus overhead.
+/// Milli-CPUs and bytes the pod asks for: its own, else the sum of its containers and sidecars or the largest init container
+/// with the sidecars before it; plus overhead.
 pub fn requests(pod: &Value) -> (i64, i64) {
     (request(pod, "cpu", millis), request(pod, "memory", units))
 }
 
 fn request(pod: &Value, what: &str, unit: fn(Option<&Value>) -> Option<i64>) -> i64 {
-    let of = |c: &Value| unit(c.at(&["resources", "requests", what])).unwrap_or(0);
-    let sum: i64 = pod.list_at(&["spec", "containers"]).iter().map(of).sum();
-    let init = pod.list_at(&["spec", "initContainers"]).iter().map(of).max().unwrap_or(0);
-    sum.max(init) + unit(pod.at(&["spec", "overhead", what])).unwrap_or(0)
+    let overhead = unit(pod.at(&["spec", "overhead", what])).unwrap_or(0);
+    if let Some(own) = unit(pod.at(&["spec", "resources", "requests", what])) {
+        return own + overhead;
+    }
+    total(pod, |c| Some(unit(c.at(&["resources", "requests", what])).unwrap_or(0))).unwrap_or(0) + overhead
 }
 
-/// The pod's own limit: the sum of its containers', if each has one.
-pub fn pod_limit(pod: &Value, what: &str, unit: fn(Option<&Value>) -> Option<i64>) -> Option<i64> {
-    let of = |c: &Value| unit(c.at(&["resources", "limits", what])).filter(|n| *n > 0);
+/// What the containers come to at most at one time; `None` if one of them has no bound.
+fn total(pod: &Value, of: impl Fn(&Value) -> Option<i64>) -> Option<i64> {
+    let (mut sidecars, mut most) = (0, 0);
+    for c in pod.list_at(&["spec", "initContainers"]) {
+        let own = of(c)?;
+        if c.str_at(&["restartPolicy"]) == "Always" {
+            sidecars += own;
+            most = most.max(sidecars);
+        } else {
+            most = most.max(sidecars + own);
+        }
+    }
     let sum = pod.list_at(&["spec", "containers"]).iter().map(of).sum::<Option<i64>>()?;
-    let init = pod.list_at(&["spec", "initContainers"]).iter().map(of).try_fold(0, |most, n| Some(n?.max(most)))?;
-    Some(sum.max(init) + unit(pod.at(&["spec", "overhead", what])).unwrap_or(0))
+    Some((sum + sidecars).max(most))
+}
+
+/// The pod's own limit, else the sum of its containers', if each has one.
+pub fn pod_limit(pod: &Value, what: &str, unit: fn(Option<&Value>) -> Option<i64>) -> Option<i64> {
+    let overhead = unit(pod.at(&["spec", "overhead", what])).unwrap_or(0);
+    let own = unit(pod.at(&["spec", "resources", "limits", what])).filter(|n| *n > 0);
+    let of = |c: &Value| unit(c.at(&["resources", "limits", what])).filter(|n| *n > 0);
+    Some(own.or_else(|| total(pod, of))? + overhead)
 }
 
 #[cfg(test)]
@@ -130,6 +160,15 @@ mod tests {
         assert_eq!(class(&pod(serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}}))), Class::Guaranteed);
         let half = serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}});
         assert_eq!(class(&pod(half)), Class::Burstable);
+    }
+
+    #[test]
+    fn sidecars_count_beside_the_others() {
+        let c = |cpu: &str, policy: &str| serde_json::json!({"restartPolicy": policy, "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}});
+        let pod = value!({"spec": {"initContainers": [c("1", "Always"), c("5", ""), c("1", "Always")], "containers": [c("2", ""), c("1", "")]}});
+        assert_eq!((requests(&pod).0, pod_limit(&pod, "cpu", millis)), (6000, Some(6000)));
+        let pod = value!({"spec": {"initContainers": [c("1", "Always")], "containers": [c("2", "")], "overhead": {"cpu": "10m"}}});
+        assert_eq!(requests(&pod).0, 3010);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The kubelet's own API, for the API server only: logs, exec, pods, statistics, health.
+//! The kubelet's own API, for the API server only: logs, exec, attach, port-forwarding, pods, statistics, health.
 //!
 //! Connections arrive with their TLS done; [`Peer`] is who the verified client certificate names. Everyone but the API server
 //! is refused, except for `/healthz`.
@@ -22,9 +22,9 @@ use super::kubelet::Kubelet;
 use super::kubelet::pod::Pod;
 use super::logs;
 use super::stats::Summaries;
-use super::stream::{self, Protocol};
+use super::stream::{Start, Wanted, forward, spdy, websocket};
 use crate::api::value::Value;
-use crate::runtime::{ExecSpec, State};
+use crate::runtime::{AttachSpec, ContainerId, ExecSpec, State};
 use crate::value;
 
 /// The other end of a connection, by its verified client certificate.
@@ -139,9 +139,9 @@ impl Server {
             ["containerLogs", namespace, pod, container] => self.logs(namespace, pod, container, request.uri()).await,
             ["exec", namespace, pod, container] => self.exec(namespace, pod, container, request).await,
             ["exec", namespace, pod, _uid, container] => self.exec(namespace, pod, container, request).await,
-            ["attach" | "portForward", ..] => {
-                text(StatusCode::NOT_IMPLEMENTED, format!("{} is not supported yet by this version of Coracle", words[0]))
-            }
+            ["attach", namespace, pod, container] => self.attach(namespace, pod, container, request).await,
+            ["attach", namespace, pod, _uid, container] => self.attach(namespace, pod, container, request).await,
+            ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => self.forward(namespace, pod, request).await,
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
@@ -174,46 +174,107 @@ impl Server {
         reply
     }
 
-    async fn exec(&self, namespace: &str, name: &str, container: &str, mut request: Request<Incoming>) -> Reply {
+    async fn exec(&self, namespace: &str, name: &str, container: &str, request: Request<Incoming>) -> Reply {
+        let wanted = match wanted(&query(request.uri())) {
+            Ok(wanted) => wanted,
+            Err(message) => return text(StatusCode::BAD_REQUEST, message),
+        };
+        let command: Vec<String> = query(request.uri()).into_iter().filter(|(k, _)| k == "command").map(|(_, v)| v).collect();
+        if command.is_empty() {
+            return text(StatusCode::BAD_REQUEST, "you must specify at least one command for the container");
+        }
+        let id = match self.running(namespace, name, container).await {
+            Ok((id, _)) => id,
+            Err(refusal) => return *refusal,
+        };
+        let runtime = self.kubelet.shared().runtime.clone();
+        let Wanted { stdin, stdout, stderr, tty } = wanted;
+        let start: Start = Box::pin(async move {
+            let session = runtime.exec(&id, ExecSpec { command, tty, stdin, stdout, stderr }).await;
+            session.map_err(|e| format!("error executing command in container: {}", e.chain()))
+        });
+        serve_session(request, wanted, start)
+    }
+
+    async fn attach(&self, namespace: &str, name: &str, container: &str, request: Request<Incoming>) -> Reply {
+        let asked = match wanted(&query(request.uri())) {
+            Ok(wanted) => wanted,
+            Err(message) => return text(StatusCode::BAD_REQUEST, message),
+        };
+        let (id, tty) = match self.running(namespace, name, container).await {
+            Ok(found) => found,
+            Err(refusal) => return *refusal,
+        };
+        // Whether there is a terminal is the container's, not the client's.
+        let wanted = Wanted { tty, stderr: asked.stderr && !tty, ..asked };
+        let runtime = self.kubelet.shared().runtime.clone();
+        let Wanted { stdin, stdout, stderr, .. } = wanted;
+        let start: Start = Box::pin(async move {
+            let session = runtime.attach(&id, AttachSpec { stdin, stdout, stderr }).await;
+            let mut session = session.map_err(|e| format!("error attaching to container: {}", e.chain()))?;
+            // How the container ended is told by its status, not by those who watched.
+            let exit = session.exit;
+            session.exit = Box::pin(async move { exit.await.map(|_| 0) });
+            Ok(session)
+        });
+        serve_session(request, wanted, start)
+    }
+
+    async fn forward(&self, namespace: &str, name: &str, mut request: Request<Incoming>) -> Reply {
         let Some(pod) = self.kubelet.pod(namespace, name) else {
             return text(StatusCode::NOT_FOUND, format!("pod \"{name}\" does not exist"));
         };
-        let spec = match exec_spec(&query(request.uri())) {
-            Ok(spec) => spec,
-            Err(message) => return text(StatusCode::BAD_REQUEST, message),
-        };
-        let runtime = &self.kubelet.shared().runtime;
-        let list = runtime.list().await;
-        let mut known = list.iter().filter(|s| s.info.id == pod.uid()).flat_map(|s| &s.containers);
-        let running = known.find(|c| c.name == container && matches!(c.state, State::Running { .. }));
-        let Some(id) = running.map(|c| c.id.clone()) else {
-            return text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"));
-        };
-        let (protocol, key) = match handshake(request.method(), request.headers()) {
+        let agreed = match handshake(request.method(), request.headers(), &[forward::TUNNEL], &[forward::PROTOCOL]) {
             Ok(agreed) => agreed,
             Err(refusal) => return *refusal,
         };
-        let upgrade = hyper::upgrade::on(&mut request);
-        let runtime = runtime.clone();
-        crate::task::spawn("exec", async move {
-            // Executed only once the client's end is open: a refused upgrade runs nothing.
-            let io = match upgrade.await {
-                Ok(io) => TokioIo::new(io),
-                Err(error) => return tracing::debug!(%error, "exec not upgraded"),
-            };
-            let session = runtime.exec(&id, spec).await;
-            stream::serve(io, protocol, session).await;
+        let runtime = self.kubelet.shared().runtime.clone();
+        let target = forward::Target { runtime, sandbox: pod.uid().to_string(), pod: format!("{name}_{namespace}") };
+        let (upgrade, tunnelled) = (hyper::upgrade::on(&mut request), matches!(agreed, Upgrade::WebSocket { .. }));
+        crate::task::spawn("port-forward", async move {
+            match upgrade.await {
+                Ok(io) if tunnelled => forward::serve(websocket::tunnel(TokioIo::new(io)).await, target).await,
+                Ok(io) => forward::serve(TokioIo::new(io), target).await,
+                Err(error) => tracing::debug!(%error, "port-forward not upgraded"),
+            }
         });
-        let mut reply = text(StatusCode::SWITCHING_PROTOCOLS, "");
-        let headers = reply.headers_mut();
-        headers.clear();
-        headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(protocol.name()));
-        let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, header::HeaderValue::from_str(&accept).expect("base64 is a header value"));
-        reply
+        agreed.reply()
     }
+
+    /// The running container of this name and whether it has a terminal, or what is said instead.
+    async fn running(&self, namespace: &str, name: &str, container: &str) -> Result<(ContainerId, bool), Box<Reply>> {
+        let missing = |message: String| Box::new(text(StatusCode::NOT_FOUND, message));
+        let pod = self.kubelet.pod(namespace, name).ok_or_else(|| missing(format!("pod \"{name}\" does not exist")))?;
+        let list = self.kubelet.shared().runtime.list().await;
+        let mut known = list.iter().filter(|s| s.info.id == pod.uid()).flat_map(|s| &s.containers);
+        let running = known.find(|c| c.name == container && matches!(c.state, State::Running { .. }));
+        let id = running.map(|c| c.id.clone()).ok_or_else(|| missing(format!("container not found (\"{container}\")")))?;
+        let tty = Pod(&pod.value()).container(container).is_some_and(|c| c.bool_at(&["tty"]));
+        Ok((id, tty))
+    }
+}
+
+/// Agrees on how to speak, then serves the session in a task of its own.
+fn serve_session(mut request: Request<Incoming>, wanted: Wanted, start: Start) -> Reply {
+    let channels = websocket::Protocol::ALL.map(websocket::Protocol::name);
+    let agreed = match handshake(request.method(), request.headers(), &channels, &spdy::PROTOCOLS) {
+        Ok(agreed) => agreed,
+        Err(refusal) => return *refusal,
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    let protocol = agreed.protocol();
+    let over_websocket = matches!(agreed, Upgrade::WebSocket { .. });
+    crate::task::spawn("session", async move {
+        let io = match upgrade.await {
+            Ok(io) => TokioIo::new(io),
+            Err(error) => return tracing::debug!(%error, "session not upgraded"),
+        };
+        match websocket::Protocol::choose(protocol) {
+            Some(protocol) if over_websocket => websocket::serve(io, protocol, start).await,
+            _ => spdy::serve(io, protocol, wanted, start).await,
+        }
+    });
+    agreed.reply()
 }
 
 /// Chunks as a reader task sends them.
@@ -229,31 +290,84 @@ impl hyper::body::Body for LogBody {
 }
 
 /// The kubelet's parameter names and the API's are both understood.
-fn exec_spec(query: &[(String, String)]) -> Result<ExecSpec, String> {
+fn wanted(query: &[(String, String)]) -> Result<Wanted, String> {
     let on = |names: &[&str]| query.iter().any(|(k, v)| names.contains(&k.as_str()) && matches!(v.as_str(), "1" | "true"));
-    let command: Vec<String> = query.iter().filter(|(k, _)| k == "command").map(|(_, v)| v.clone()).collect();
     let tty = on(&["tty"]);
-    let spec = ExecSpec {
-        stdin: on(&["stdin", "input"]),
-        stdout: on(&["stdout", "output"]),
-        stderr: on(&["stderr", "error"]) && !tty,
-        command,
-        tty,
-    };
-    match (spec.command.is_empty(), spec.stdin || spec.stdout || spec.stderr || tty) {
-        (true, _) => Err("you must specify at least one command for the container".to_string()),
-        (_, false) => Err("you must specify at least 1 of stdin, stdout, stderr".to_string()),
-        _ => Ok(spec),
+    let (stdin, stdout) = (on(&["stdin", "input"]), on(&["stdout", "output"]));
+    let wanted = Wanted { stdin, stdout, stderr: on(&["stderr", "error"]) && !tty, tty };
+    match wanted {
+        Wanted { stdin: false, stdout: false, stderr: false, tty: false } => {
+            Err("you must specify at least 1 of stdin, stdout, stderr".to_string())
+        }
+        _ => Ok(wanted),
     }
 }
 
-/// The agreed subprotocol and the client's key, or the refusal.
-fn handshake(method: &Method, headers: &HeaderMap) -> Result<(Protocol, String), Box<Reply>> {
+/// How a connection goes on after its request.
+#[derive(Debug)]
+enum Upgrade {
+    WebSocket {
+        protocol: &'static str,
+        key: String,
+    },
+    Spdy {
+        protocol: &'static str,
+    },
+}
+
+impl Upgrade {
+    fn protocol(&self) -> &'static str {
+        match self {
+            Upgrade::WebSocket { protocol, .. } | Upgrade::Spdy { protocol } => protocol,
+        }
+    }
+
+    fn reply(self) -> Reply {
+        let mut reply = text(StatusCode::SWITCHING_PROTOCOLS, "");
+        let headers = reply.headers_mut();
+        headers.clear();
+        headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+        match self {
+            Upgrade::WebSocket { protocol, key } => {
+                headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(protocol));
+                let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
+                headers.insert(header::SEC_WEBSOCKET_ACCEPT, header::HeaderValue::from_str(&accept).expect("base64 is a header value"));
+            }
+            Upgrade::Spdy { protocol } => {
+                headers.insert(header::UPGRADE, header::HeaderValue::from_static("SPDY/3.1"));
+                headers.insert(STREAM_PROTOCOL, header::HeaderValue::from_static(protocol));
+            }
+        }
+        reply
+    }
+}
+
+const STREAM_PROTOCOL: header::HeaderName = header::HeaderName::from_static("x-stream-protocol-version");
+
+/// What both sides can speak, by our preference over WebSocket and by the client's over SPDY; or the refusal.
+fn handshake(
+    method: &Method,
+    headers: &HeaderMap,
+    websocket: &[&'static str],
+    spdy: &[&'static str],
+) -> Result<Upgrade, Box<Reply>> {
     let get = |name: header::HeaderName| headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(",");
     let refuse = |code, message: &str| Err(Box::new(text(code, message)));
     let upgrade = get(header::UPGRADE).to_lowercase();
-    if upgrade.contains("spdy") {
-        return refuse(StatusCode::BAD_REQUEST, "SPDY is not supported yet by this version of Coracle: use a client that speaks WebSocket");
+    let known = |offered: &str, ours: &[&'static str]| {
+        let message = format!("unable to upgrade: unable to negotiate protocol: client supports {offered}, server accepts {ours:?}");
+        Box::new(text(StatusCode::FORBIDDEN, message))
+    };
+    if upgrade.contains("spdy/3.1") {
+        let offered = get(STREAM_PROTOCOL);
+        let mut offers = offered.split(',').map(str::trim).filter(|o| !o.is_empty()).peekable();
+        // A client that names none speaks the first.
+        let agreed = match offers.peek() {
+            None => spdy.last().copied(),
+            Some(_) => offers.find_map(|o| spdy.iter().find(|p| **p == o).copied()),
+        };
+        return agreed.map(|protocol| Upgrade::Spdy { protocol }).ok_or_else(|| known(&offered, spdy));
     }
     if method != Method::GET || !upgrade.contains("websocket") {
         return refuse(StatusCode::BAD_REQUEST, "Upgrade request required");
@@ -263,11 +377,12 @@ fn handshake(method: &Method, headers: &HeaderMap) -> Result<(Protocol, String),
         return refuse(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing");
     }
     let offered = get(header::SEC_WEBSOCKET_PROTOCOL);
-    let protocol = if offered.is_empty() { Some(Protocol::V1) } else { Protocol::choose(&offered) };
-    match protocol {
-        Some(protocol) => Ok((protocol, key)),
-        None => refuse(StatusCode::FORBIDDEN, &format!("unable to upgrade: none of the subprotocols {offered:?} is known")),
-    }
+    let offers: Vec<&str> = offered.split(',').map(str::trim).filter(|o| !o.is_empty()).collect();
+    let agreed = match offers.is_empty() {
+        true => websocket.iter().find(|p| **p == websocket::Protocol::V1.name()).copied(),
+        false => websocket.iter().find(|p| offers.contains(p)).copied(),
+    };
+    agreed.map(|protocol| Upgrade::WebSocket { protocol, key }).ok_or_else(|| known(&offered, websocket))
 }
 
 #[cfg(test)]
@@ -277,10 +392,28 @@ mod tests {
     #[test]
     fn parameters_of_both_spellings() {
         let uri: http::Uri = "/exec/a/b/c?command=sh&command=-c&command=echo%20a%2Bb&input=1&stdout=true&tty=0".parse().unwrap();
-        let spec = exec_spec(&query(&uri)).unwrap();
-        assert_eq!(spec.command, ["sh", "-c", "echo a+b"]);
-        assert!(spec.stdin && spec.stdout && !spec.stderr && !spec.tty);
-        assert!(exec_spec(&[("command".into(), "x".into())]).is_err());
+        let all = query(&uri);
+        assert_eq!(all[2].1, "echo a+b");
+        assert_eq!(wanted(&all).unwrap(), Wanted { stdin: true, stdout: true, ..Wanted::default() });
+        assert!(wanted(&[("command".into(), "x".into())]).is_err());
+    }
+
+    #[test]
+    fn both_ways_of_upgrading_agree_on_a_protocol() {
+        let agree = |method: Method, pairs: &[(&'static str, &str)]| {
+            let headers: HeaderMap =
+                pairs.iter().map(|(k, v)| (header::HeaderName::from_static(k), header::HeaderValue::from_str(v).unwrap())).collect();
+            let channels = websocket::Protocol::ALL.map(websocket::Protocol::name);
+            handshake(&method, &headers, &channels, &spdy::PROTOCOLS).map(|u| u.protocol()).map_err(|r| r.status().as_u16())
+        };
+        let spdy = |versions: &str| agree(Method::POST, &[("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", versions)]);
+        assert_eq!(spdy("v9, v3.channel.k8s.io, v4.channel.k8s.io"), Ok("v3.channel.k8s.io"));
+        assert_eq!(spdy(""), Ok("channel.k8s.io"));
+        assert_eq!(spdy("v9"), Err(403));
+        let ws = |offers: &str| agree(Method::GET, &[("upgrade", "websocket"), ("sec-websocket-key", "k"), ("sec-websocket-protocol", offers)]);
+        assert_eq!(ws("channel.k8s.io, v5.channel.k8s.io"), Ok("v5.channel.k8s.io"));
+        assert_eq!(ws("v9"), Err(403));
+        assert_eq!(agree(Method::GET, &[]), Err(400));
     }
 
     #[test]

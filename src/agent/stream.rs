@@ -1,143 +1,103 @@
-//! exec over a WebSocket: the channels of `v5.channel.k8s.io`, `v4.channel.k8s.io` and plain `channel.k8s.io`.
+//! Sessions of exec and attach, whatever carries them: [`websocket`] or [`spdy`]; and port-forwarding ([`forward`]).
 //!
-//! Each message begins with its channel: 0 stdin, 1 stdout, 2 stderr, 3 the final Status, 4 window sizes; in v5 `255, n` closes
-//! channel n. The last bytes of a process are sent before its status, its status before the close.
+//! A carrier turns its frames into [`Input`] and [`Output`] into its frames; [`run`] couples them with the process. The last bytes
+//! of a process are sent before its status, its status before the close.
+
+pub mod forward;
+pub mod spdy;
+pub mod websocket;
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 
 use crate::api::value::Value;
 use crate::runtime::{self, ExecSession};
 use crate::value;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    V5,
-    V4,
-    /// No status, no window sizes.
-    V1,
+/// What the client sends.
+#[derive(Debug, PartialEq)]
+pub enum Input {
+    Stdin(Bytes),
+    StdinEnd,
+    Resize { columns: u16, rows: u16 },
 }
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
-const CLOSE: u8 = 255;
+/// What the client gets. `End` comes last.
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    Stdout(Bytes),
+    Stderr(Bytes),
+    End(Ended),
+}
+
+/// The exit code, or why there is none.
+pub type Ended = Result<i32, String>;
+
+/// One client. Its input ends when it has gone; dropping its output closes the connection.
+pub struct Client {
+    pub input: mpsc::Receiver<Input>,
+    pub output: mpsc::Sender<Output>,
+}
+
+/// Which streams a session has.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Wanted {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub tty: bool,
+}
+
+/// How a session begins, once the client's end is open: a refused upgrade runs nothing.
+pub type Start = runtime::BoxFuture<'static, Result<ExecSession, String>>;
 
 const CHUNK_BYTES: usize = 32 << 10;
 const QUEUE: usize = 16;
 /// How long streams may stay open after the process ended: a grandchild may hold them for ever.
 const DRAIN: Duration = Duration::from_millis(500);
 
-impl Protocol {
-    pub fn name(self) -> &'static str {
-        match self {
-            Protocol::V5 => "v5.channel.k8s.io",
-            Protocol::V4 => "v4.channel.k8s.io",
-            Protocol::V1 => "channel.k8s.io",
-        }
-    }
-
-    /// The best of those the client offers (`Sec-WebSocket-Protocol`), ours first.
-    pub fn choose(offered: &str) -> Option<Protocol> {
-        let offers: Vec<&str> = offered.split(',').map(str::trim).collect();
-        [Protocol::V5, Protocol::V4, Protocol::V1].into_iter().find(|p| offers.contains(&p.name()))
+/// The final Status of a process.
+pub fn exit_status(result: &Ended) -> Value {
+    match result {
+        Ok(0) => value!({"metadata": {}, "status": "Success"}),
+        Ok(code) => value!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode", "message": exit_text(*code),
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}}),
+        Err(message) => value!({"metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
+            "message": format!("Internal error occurred: {message}"), "details": {"causes": [{"message": message.as_str()}]}}),
     }
 }
 
-/// The final Status of a process.
-pub fn exit_status(result: &Result<i32, String>) -> Value {
-    match result {
-        Ok(0) => value!({"metadata": {}, "status": "Success"}),
-        Ok(code) => value!({"metadata": {}, "status": "Failure", "reason": "NonZeroExitCode",
-            "message": format!("command terminated with non-zero exit code: exit status {code}"),
-            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}}),
-        Err(message) => value!({"metadata": {}, "status": "Failure", "reason": "InternalError", "code": 500,
-            "message": format!("Internal error occurred: error executing command in container: {message}"),
-            "details": {"causes": [{"message": format!("error executing command in container: {message}")}]}}),
-    }
+fn exit_text(code: i32) -> String {
+    format!("command terminated with non-zero exit code: exit status {code}")
 }
 
 /// `{"Width":80,"Height":24}`.
-fn window(bytes: &[u8]) -> Option<(u16, u16)> {
+fn window(bytes: &[u8]) -> Option<Input> {
     let value: Value = serde_json::from_slice::<serde_json::Value>(bytes).ok()?.into();
     let side = |key: &str| u16::try_from(value.i64_at(&[key])?).ok();
-    Some((side("Width")?, side("Height")?))
+    Some(Input::Resize { columns: side("Width")?, rows: side("Height")? })
 }
 
-fn frame(channel: u8, bytes: &[u8]) -> Message {
-    let mut framed = BytesMut::with_capacity(bytes.len() + 1);
-    framed.put_u8(channel);
-    framed.put_slice(bytes);
-    Message::Binary(framed.freeze())
-}
-
-/// Serves one exec over an upgraded connection until process or client is gone.
-pub async fn serve<S>(io: S, protocol: Protocol, session: runtime::Result<ExecSession>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let config = WebSocketConfig::default().max_message_size(Some(32 << 20));
-    let socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await;
-    let (sink, source) = socket.split();
-    let (out, frames) = mpsc::channel(QUEUE);
-    let writer = crate::task::spawn("exec-writer", write(sink, frames));
-    if protocol == Protocol::V1 {
-        // Clients of the first protocol wait for one empty message per channel.
-        for channel in [STDOUT, STDERR] {
-            let _ = out.send(frame(channel, b"")).await;
-        }
-    }
-    let result = match session {
-        Ok(session) => run(source, &out, protocol, session).await,
-        Err(error) => Some(Err(error.chain())),
+/// Couples a process with a client until one of them is gone.
+pub async fn run(session: Result<ExecSession, String>, mut client: Client) {
+    let ended = match session {
+        Ok(session) => couple(session, &mut client).await,
+        Err(message) => Some(Err(message)),
     };
-    if let Some(result) = result {
-        if protocol != Protocol::V1 {
-            let _ = out.send(frame(ERROR, exit_status(&result).to_string().as_bytes())).await;
-        } else if let Err(message) = &result {
-            let _ = out.send(frame(ERROR, message.as_bytes())).await;
-        }
-        let _ = out.send(Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))).await;
-    }
-    drop(out);
-    let _ = writer.await;
-}
-
-async fn write<S>(mut sink: SplitSink<WebSocketStream<S>, Message>, mut frames: mpsc::Receiver<Message>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
-    while let Some(message) = frames.recv().await {
-        if sink.send(message).await.is_err() {
-            return;
-        }
+    if let Some(ended) = ended {
+        // A client that is gone needs no status.
+        let _ = client.output.send(Output::End(ended)).await;
     }
 }
 
 /// `None` if the client went away first.
-async fn run<S>(
-    mut source: SplitStream<WebSocketStream<S>>,
-    out: &mpsc::Sender<Message>,
-    protocol: Protocol,
-    session: ExecSession,
-) -> Option<Result<i32, String>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send,
-{
+async fn couple(session: ExecSession, client: &mut Client) -> Option<Ended> {
     let ExecSession { stdin, stdout, stderr, mut exit, control } = session;
-    let pumps = [(STDOUT, stdout), (STDERR, stderr)].map(|(channel, stream)| {
-        let out = out.clone();
+    let pumps = [(Output::Stdout as fn(Bytes) -> Output, stdout), (Output::Stderr, stderr)].map(|(channel, stream)| {
+        let out = client.output.clone();
         crate::task::spawn("exec-pump", async move {
             if let Some(stream) = stream {
                 pump(channel, stream, out).await;
@@ -153,28 +113,18 @@ where
     let code = loop {
         tokio::select! {
             code = &mut exit => break code,
-            message = source.next() => {
-                let Some(Ok(message)) = message else { return None };
-                let bytes = match message {
-                    Message::Binary(bytes) => bytes,
-                    Message::Text(text) => Bytes::from(text),
-                    Message::Close(_) => return None,
-                    Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
-                };
-                match bytes.first() {
-                    Some(&STDIN) if bytes.len() > 1 => {
-                        if let Some(stdin) = &to_stdin {
-                            tokio::select! {
-                                sent = stdin.send(bytes.slice(1..)) => if sent.is_err() { to_stdin = None },
-                                code = &mut exit => break code,
-                            }
+            input = client.input.recv() => match input? {
+                Input::Stdin(bytes) => {
+                    if let Some(stdin) = &to_stdin {
+                        tokio::select! {
+                            sent = stdin.send(bytes) => if sent.is_err() { to_stdin = None },
+                            code = &mut exit => break code,
                         }
                     }
-                    Some(&RESIZE) => if let Some((columns, rows)) = window(&bytes[1..]) { control.resize(columns, rows) },
-                    Some(&CLOSE) if protocol == Protocol::V5 && bytes.get(1) == Some(&STDIN) => to_stdin = None,
-                    _ => {}
                 }
-            }
+                Input::StdinEnd => to_stdin = None,
+                Input::Resize { columns, rows } => control.resize(columns, rows),
+            },
         }
     };
     let deadline = tokio::time::Instant::now() + DRAIN;
@@ -187,10 +137,10 @@ where
     Some(code.map_err(|e| e.chain()))
 }
 
-async fn pump(channel: u8, mut stream: Box<dyn AsyncRead + Send + Unpin>, out: mpsc::Sender<Message>) {
+async fn pump(channel: fn(Bytes) -> Output, mut stream: Box<dyn AsyncRead + Send + Unpin>, out: mpsc::Sender<Output>) {
     let mut buffer = vec![0; CHUNK_BYTES];
     while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-        if out.send(frame(channel, &buffer[..n])).await.is_err() {
+        if out.send(channel(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
             return;
         }
     }
@@ -212,31 +162,21 @@ mod tests {
     use super::*;
     use crate::runtime::ExecControl;
 
-    struct Nothing;
+    pub struct Nothing;
     impl ExecControl for Nothing {
         fn resize(&self, _: u16, _: u16) {}
         fn kill(&self) {}
     }
 
-    #[test]
-    fn protocols_and_windows() {
-        assert_eq!(Protocol::choose("v4.channel.k8s.io, v5.channel.k8s.io"), Some(Protocol::V5));
-        assert_eq!(Protocol::choose("channel.k8s.io"), Some(Protocol::V1));
-        assert_eq!(Protocol::choose("v9.channel.k8s.io"), None);
-        assert_eq!(window(br#"{"Width":80,"Height":24}"#), Some((80, 24)));
-    }
-
-    /// `cat`: stdin comes back on stdout until stdin is closed with v5's close message.
-    #[tokio::test]
-    async fn stdin_comes_back_and_the_status_is_last() {
-        let (client, server) = tokio::io::duplex(1 << 16);
+    /// What is typed comes back until typing ends; then it exits with 7.
+    pub fn cat() -> Start {
         let (near, far) = tokio::io::duplex(1 << 16);
         let (done, is_done) = tokio::sync::oneshot::channel::<()>();
-        let cat = tokio::spawn(async move {
+        crate::task::spawn("test-cat", async move {
             let (mut read, mut write) = tokio::io::split(far);
             tokio::io::copy(&mut read, &mut write).await.unwrap();
             drop((read, write));
-            done.send(()).unwrap();
+            let _ = done.send(());
         });
         let (stdout, stdin) = tokio::io::split(near);
         let exit = Box::pin(async move {
@@ -245,20 +185,13 @@ mod tests {
         });
         let session =
             ExecSession { stdin: Some(Box::new(stdin)), stdout: Some(Box::new(stdout)), stderr: None, exit, control: Arc::new(Nothing) };
-        let serving = tokio::spawn(serve(server, Protocol::V5, Ok(session)));
-        let mut socket = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
-        socket.send(frame(STDIN, b"hello")).await.unwrap();
-        socket.send(Message::Binary(Bytes::from_static(&[CLOSE, STDIN]))).await.unwrap();
-        let mut seen = Vec::new();
-        while let Some(Ok(Message::Binary(bytes))) = socket.next().await {
-            seen.push((bytes[0], String::from_utf8_lossy(&bytes[1..]).into_owned()));
-        }
-        assert_eq!(seen[0], (STDOUT, "hello".to_string()));
-        let (channel, status) = seen.last().unwrap();
-        assert_eq!(*channel, ERROR);
-        assert!(status.contains(r#""reason":"ExitCode""#) && status.contains(r#""message":"7""#), "{status}");
-        let _ = socket.close(None).await;
-        serving.await.unwrap();
-        cat.await.unwrap();
+        Box::pin(std::future::ready(Ok(session)))
+    }
+
+    #[test]
+    fn windows_and_statuses() {
+        assert_eq!(window(br#"{"Width":80,"Height":24}"#), Some(Input::Resize { columns: 80, rows: 24 }));
+        assert_eq!(window(b"{}"), None);
+        assert_eq!(exit_status(&Ok(3)).list_at(&["details", "causes"])[0].str_at(&["message"]), "3");
     }
 }

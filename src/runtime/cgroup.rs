@@ -58,6 +58,9 @@ pub const DEFAULT_DEVICES: &[DeviceRule] = &[
 
 pub const ALL_DEVICES: &[DeviceRule] = &[rule('a', None, None, "rwm")];
 
+/// As a memory limit: none.
+const UNLIMITED: u64 = u64::MAX;
+
 const CONTROLLERS: &[&str] =
     &["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio", "perf_event"];
 
@@ -191,13 +194,25 @@ impl Cgroups {
         }
     }
 
+    /// From one set of limits to another: what was limited and is no longer is set free.
+    pub fn change(&self, group: &str, from: &Resources, to: &Resources) -> io::Result<()> {
+        let mut set = to.clone();
+        if to.memory_limit_bytes.is_none() && from.memory_limit_bytes.is_some() {
+            set.memory_limit_bytes = Some(UNLIMITED);
+        }
+        if to.cpu_quota_us.is_none() && from.cpu_quota_us.is_some() {
+            set.cpu_quota_us = Some(-1);
+        }
+        self.set(group, &set)
+    }
+
     fn set_v1(&self, group: &str, resources: &Resources) -> io::Result<()> {
         let put = |controller: &str, file: &str, value: String| match self.dir(group, controller) {
             Some(dir) if dir.join(file).exists() => write(&dir.join(file), &value),
             _ => Ok(()),
         };
         if let Some(limit) = resources.memory_limit_bytes {
-            let limit = limit.to_string();
+            let limit = if limit == UNLIMITED { "-1".to_string() } else { limit.to_string() };
             // memory+swap may never be below memory: which goes first depends on the direction.
             if put("memory", "memory.limit_in_bytes", limit.clone()).is_err() {
                 put("memory", "memory.memsw.limit_in_bytes", limit.clone())?;
@@ -234,8 +249,9 @@ impl Cgroups {
             _ => Ok(()),
         };
         if let Some(limit) = resources.memory_limit_bytes {
-            put("memory.max", limit.to_string())?;
-            put("memory.swap.max", "0".to_string())?;
+            let is_free = limit == UNLIMITED;
+            put("memory.max", if is_free { "max".to_string() } else { limit.to_string() })?;
+            put("memory.swap.max", if is_free { "max".to_string() } else { "0".to_string() })?;
         }
         if let Some(shares) = resources.cpu_shares {
             put("cpu.weight", cpu_weight(shares).to_string())?;

@@ -280,6 +280,7 @@ impl Inner {
             name: spec.name,
             created_at: self.now,
             ready: true,
+            resources: spec.resources,
             labels: spec.labels,
             annotations: spec.annotations,
             containers: Vec::new(),
@@ -319,6 +320,7 @@ impl Inner {
                 "SIGQUIT" | "3" => 3,
                 _ => 15,
             },
+            resources: spec.resources.clone(),
             labels: spec.labels.clone(),
             annotations: spec.annotations.clone(),
         });
@@ -385,14 +387,55 @@ impl Runtime for Fake {
 
     fn update_container<'a>(&'a self, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>> {
         let mut inner = self.lock();
-        let result = inner.call("update_container", id).and_then(|()| match inner.specs.get_mut(id) {
-            Some(spec) => {
-                spec.resources = resources;
+        let result = inner.call("update_container", id).and_then(|()| inner.container(id).map(|(_, c)| c.resources = resources.clone()));
+        if let (Ok(()), Some(spec)) = (&result, inner.specs.get_mut(id)) {
+            spec.resources = resources;
+        }
+        ready(result)
+    }
+
+    fn update_sandbox<'a>(&'a self, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>> {
+        let mut inner = self.lock();
+        let result = inner.call("update_sandbox", id).and_then(|()| match inner.sandboxes.get_mut(id) {
+            Some(state) => {
+                state.resources = resources;
                 Ok(())
             }
-            None => Err(Error::ContainerNotFound { id: id.to_string() }),
+            None => Err(Error::SandboxNotFound { id: id.to_string() }),
         });
         ready(result)
+    }
+
+    /// Everything it says is over at once; what is typed is lost.
+    fn attach<'a>(&'a self, container: &'a str, spec: AttachSpec) -> BoxFuture<'a, Result<ExecSession>> {
+        let mut inner = self.lock();
+        if let Err(error) = inner.call("attach", container) {
+            return ready(Err(error));
+        }
+        if !inner.running.contains_key(container) {
+            return ready(Err(Error::NotRunning { id: container.to_string() }));
+        }
+        let stream = |asked: bool| asked.then(|| Box::new(tokio::io::empty()) as Box<dyn AsyncRead + Send + Unpin>);
+        ready(Ok(ExecSession {
+            stdin: spec.stdin.then(|| Box::new(tokio::io::sink()) as Box<dyn AsyncWrite + Send + Unpin>),
+            stdout: stream(spec.stdout),
+            stderr: stream(spec.stderr),
+            exit: ready(Ok(0)),
+            control: Arc::new(NoControl),
+        }))
+    }
+
+    /// The other end comes back with whatever it is sent.
+    fn dial<'a>(&'a self, sandbox: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>>> {
+        let called = self.lock().call("dial", &format!("{sandbox} {port}"));
+        ready(called.map(|()| {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            crate::task::spawn("fake-echo", async move {
+                let (mut read, mut write) = tokio::io::split(far);
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+            Box::new(near) as Box<dyn Duplex>
+        }))
     }
 
     fn reopen_log<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {

@@ -425,6 +425,7 @@ impl Inner {
             cgroup,
             log_path: spec.log_path.display().to_string(),
             stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
             tty: spec.tty,
             shared_pids: pid != PidNamespace::Own,
         };
@@ -689,6 +690,7 @@ impl Inner {
             name: sandbox.setup.sandbox.name.clone(),
             created_at: sandbox.setup.created_at,
             ready: sandbox.ready,
+            resources: sandbox.setup.sandbox.resources.clone(),
             labels: sandbox.setup.sandbox.labels.clone(),
             annotations: sandbox.setup.sandbox.annotations.clone(),
             containers: sandbox.containers.values().filter(|container| container.listed).map(container_state).collect(),
@@ -713,6 +715,7 @@ fn container_state(container: &Container) -> ContainerState {
         message: status.message.clone(),
         log_path: record.spec.log_path.clone(),
         stop_signal: record.stop_signal,
+        resources: record.spec.resources.clone(),
         labels: record.spec.labels.clone(),
         annotations: record.spec.annotations.clone(),
     }
@@ -1034,7 +1037,6 @@ impl Linux {
             }
             reply => return Err(refused(sandbox, id, reply)),
         }
-        let connection = Arc::new(connection);
         let mut master = None;
         if spec.tty {
             let terminal = Terminal::new(descriptors.pop().ok_or_else(|| failed(io::Error::other("no terminal came back")))?);
@@ -1043,19 +1045,78 @@ impl Linux {
             streams.stdout = Some(Box::new(TerminalEnd(terminal.clone())));
             master = Some(terminal);
         }
-        let control = Arc::new(Control { connection: connection.clone(), master });
-        let sandbox = sandbox.to_string();
-        let exit = Box::pin(async move {
-            let failed = shim_error(&sandbox);
-            match connection.receive().await.map_err(&failed)? {
-                Some((Reply::ExecExited { code }, _)) => Ok(code),
-                Some((reply, _)) => Err(refused(&sandbox, "", reply)),
-                None => Err(failed(io::Error::other("the shim ended"))),
+        Ok(session(sandbox, connection, streams, master, true))
+    }
+
+    async fn join_streams(&self, id: &str, spec: AttachSpec) -> Result<ExecSession> {
+        let sandbox = self.inner.owner(id)?;
+        self.inner.pid_of(&sandbox, id)?;
+        let failed = shim_error(&sandbox);
+        let connection = Connection::open(&self.inner.socket(&sandbox)).map_err(&failed)?;
+        let mut streams = Streams::default();
+        let AttachSpec { stdin, stdout, stderr } = spec;
+        let theirs = streams.make(&ExecSpec { stdin, stdout, stderr, ..ExecSpec::default() }).map_err(&failed)?;
+        let request = Call::Attach { id: id.to_string(), stdin, stdout, stderr };
+        connection.send(request, &[theirs[0].as_fd(), theirs[1].as_fd(), theirs[2].as_fd()]).await.map_err(&failed)?;
+        drop(theirs);
+        let reply = connection.receive().await.map_err(&failed)?;
+        match reply.ok_or_else(|| failed(io::Error::other("the shim closed the connection")))? {
+            (Reply::ExecStarted { .. }, mut descriptors) => {
+                let master = descriptors.pop().map(Terminal::new).transpose().map_err(&failed)?.map(Arc::new);
+                Ok(session(&sandbox, connection, streams, master, false))
             }
-        });
-        Ok(ExecSession { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr, exit, control })
+            (reply, _) => Err(refused(&sandbox, id, reply)),
+        }
+    }
+
+    async fn dial_inside(&self, sandbox: &str, port: u16) -> Result<Box<dyn Duplex>> {
+        let info = {
+            let table = self.inner.table();
+            let found = table.get(sandbox).ok_or_else(|| Error::SandboxNotFound { id: sandbox.to_string() })?;
+            self.inner.info(&found.setup, found.pid)
+        };
+        let (done, connected) = tokio::sync::oneshot::channel();
+        // A thread of its own: a network namespace belongs to a thread, and this one ends with it.
+        std::thread::Builder::new()
+            .name("dial".to_string())
+            .spawn(move || drop(done.send(dial(&info.netns, port))))
+            .map_err(io_error("start thread for", Path::new("dial")))?;
+        let stream = connected.await.map_err(|_| Error::Dial { message: "the dialling thread ended".to_string() })?;
+        let stream = stream.map_err(|message| Error::Dial { message })?;
+        let stream = tokio::net::TcpStream::from_std(stream).map_err(|error| Error::Dial { message: error.to_string() })?;
+        Ok(Box::new(stream))
     }
 }
+
+/// A session whose end comes over the connection. The connection of one that is only attached goes with its control.
+fn session(sandbox: &str, connection: Connection, streams: Streams, master: Option<Arc<Terminal>>, is_ours: bool) -> ExecSession {
+    let connection = Arc::new(connection);
+    let control = Arc::new(Control { connection: connection.clone(), master, is_ours });
+    let sandbox = sandbox.to_string();
+    let exit = Box::pin(async move {
+        let failed = shim_error(&sandbox);
+        match connection.receive().await.map_err(&failed)? {
+            Some((Reply::ExecExited { code }, _)) => Ok(code),
+            Some((reply, _)) => Err(refused(&sandbox, "", reply)),
+            None => Err(failed(io::Error::other("the shim ended"))),
+        }
+    });
+    ExecSession { stdin: streams.stdin, stdout: streams.stdout, stderr: streams.stderr, exit, control }
+}
+
+/// Connects within a network namespace to its own loopback, of either family.
+fn dial(netns: &Path, port: u16) -> std::result::Result<std::net::TcpStream, String> {
+    let namespace = fs::File::open(netns).map_err(|error| format!("open {}: {error}", netns.display()))?;
+    nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|error| format!("enter {}: {error}", netns.display()))?;
+    let connect = |address: std::net::IpAddr| std::net::TcpStream::connect_timeout(&(address, port).into(), DIAL_TIMEOUT);
+    let stream = connect(std::net::Ipv4Addr::LOCALHOST.into())
+        .or_else(|first| connect(std::net::Ipv6Addr::LOCALHOST.into()).map_err(|_| first))
+        .map_err(|error| format!("failed to connect to localhost:{port} inside the pod: {error}"))?;
+    stream.set_nonblocking(true).map_err(|error| error.to_string())?;
+    Ok(stream)
+}
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
 struct Streams {
@@ -1093,6 +1154,8 @@ impl Streams {
 struct Control {
     connection: Arc<Connection>,
     master: Option<Arc<Terminal>>,
+    /// The process was started by this session.
+    is_ours: bool,
 }
 
 impl ExecControl for Control {
@@ -1105,7 +1168,9 @@ impl ExecControl for Control {
     }
 
     fn kill(&self) {
-        let _ = self.connection.send_now(Call::KillExec);
+        if self.is_ours {
+            let _ = self.connection.send_now(Call::KillExec);
+        }
     }
 }
 
@@ -1222,15 +1287,17 @@ impl Runtime for Linux {
     fn update_container<'a>(&'a self, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let sandbox = self.inner.owner(id)?;
-            let record = {
+            let (old, record) = {
                 let mut table = self.inner.table();
                 let container = table.get_mut(&sandbox).and_then(|sandbox| sandbox.containers.get_mut(id));
                 let container = container.ok_or_else(|| Error::ContainerNotFound { id: id.to_string() })?;
-                Record { spec: ContainerSpec { resources, ..container.record.spec.clone() }, ..container.record.clone() }
+                let spec = ContainerSpec { resources, ..container.record.spec.clone() };
+                (container.record.spec.resources.clone(), Record { spec, ..container.record.clone() })
             };
             let (of, new) = (sandbox.clone(), record.clone());
             self.on_thread(move |inner| {
-                inner.cgroups.set(&new.cgroup, &new.spec.resources).map_err(io_error("set limits of", Path::new(&new.cgroup)))?;
+                let failed = io_error("set limits of", Path::new(&new.cgroup));
+                inner.cgroups.change(&new.cgroup, &old, &new.spec.resources).map_err(failed)?;
                 let path = inner.container_dir(&of, &new.id).join("container.json");
                 write_json(&path, &new).map_err(io_error("write", &path))
             })
@@ -1238,6 +1305,26 @@ impl Runtime for Linux {
             let mut table = self.inner.table();
             if let Some(container) = table.get_mut(&sandbox).and_then(|sandbox| sandbox.containers.get_mut(id)) {
                 container.record = record;
+            }
+            Ok(())
+        })
+    }
+
+    fn update_sandbox<'a>(&'a self, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let setup = self.inner.table().get(id).map(|sandbox| sandbox.setup.clone());
+            let old = setup.ok_or_else(|| Error::SandboxNotFound { id: id.to_string() })?;
+            let new = Setup { sandbox: SandboxSpec { resources, ..old.sandbox.clone() }, ..old.clone() };
+            let written = new.clone();
+            self.on_thread(move |inner| {
+                let failed = io_error("set limits of", Path::new(&new.cgroup));
+                inner.cgroups.change(&new.cgroup, &old.sandbox.resources, &new.sandbox.resources).map_err(failed)?;
+                let path = inner.dir(&new.sandbox.id).join("sandbox.json");
+                write_json(&path, &new).map_err(io_error("write", &path))
+            })
+            .await?;
+            if let Some(sandbox) = self.inner.table().get_mut(id) {
+                sandbox.setup = written;
             }
             Ok(())
         })
@@ -1256,6 +1343,14 @@ impl Runtime for Linux {
 
     fn exec<'a>(&'a self, container: &'a str, spec: ExecSpec) -> BoxFuture<'a, Result<ExecSession>> {
         Box::pin(self.run_exec(container, spec))
+    }
+
+    fn attach<'a>(&'a self, container: &'a str, spec: AttachSpec) -> BoxFuture<'a, Result<ExecSession>> {
+        Box::pin(self.join_streams(container, spec))
+    }
+
+    fn dial<'a>(&'a self, sandbox: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>>> {
+        Box::pin(self.dial_inside(sandbox, port))
     }
 
     fn stats<'a>(&'a self, sandbox: &'a str) -> BoxFuture<'a, Result<SandboxStats>> {

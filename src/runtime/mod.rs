@@ -49,14 +49,20 @@ pub trait Runtime: Send + Sync + 'static {
     fn kill_container<'a>(&'a self, id: &'a str, signal: i32) -> BoxFuture<'a, Result<()>>;
     /// Kills it if it still runs, then forgets it. Its log file stays. Idempotent.
     fn remove_container<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
-    /// New limits for a running container.
+    /// New limits for a running container; what is `None` has none any more.
     fn update_container<'a>(&'a self, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>>;
+    /// New limits over all containers of a sandbox, likewise.
+    fn update_sandbox<'a>(&'a self, id: &'a str, resources: Resources) -> BoxFuture<'a, Result<()>>;
     /// After the log file was renamed: further lines go to a new file at the old path.
     fn reopen_log<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>>;
 
     /// Every sandbox there is, with every container in it, also after a restart of the daemon.
     fn list(&self) -> BoxFuture<'_, Vec<SandboxState>>;
     fn exec<'a>(&'a self, container: &'a str, spec: ExecSpec) -> BoxFuture<'a, Result<ExecSession>>;
+    /// Joins the streams of the container's own process from now on; the session ends with the container.
+    fn attach<'a>(&'a self, container: &'a str, spec: AttachSpec) -> BoxFuture<'a, Result<ExecSession>>;
+    /// A connection to a port on the sandbox's own loopback.
+    fn dial<'a>(&'a self, sandbox: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>>>;
     fn stats<'a>(&'a self, sandbox: &'a str) -> BoxFuture<'a, Result<SandboxStats>>;
     fn subscribe(&self) -> broadcast::Receiver<RuntimeEvent>;
 
@@ -231,6 +237,8 @@ pub struct SandboxState {
     pub created_at: SystemTime,
     /// False once its shim or its pause process is gone: no container can be created in it any more.
     pub ready: bool,
+    /// Limits over all its containers.
+    pub resources: Resources,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub containers: Vec<ContainerState>,
@@ -254,6 +262,7 @@ pub struct ContainerState {
     pub log_path: PathBuf,
     /// The signal that asks it to stop: the spec's, the image's, or SIGTERM.
     pub stop_signal: i32,
+    pub resources: Resources,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
 }
@@ -306,7 +315,20 @@ pub struct ExecSpec {
     pub stderr: bool,
 }
 
-/// A process beside the container's own. Dropping the session closes its streams; only [`ExecControl::kill`] ends the process.
+/// Which of a container's streams to join; with a terminal there is no stderr.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AttachSpec {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// A byte stream both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A process beside the container's own, or with [`Runtime::attach`] that one. Dropping the session closes its streams; only [`ExecControl::kill`] ends the process.
 pub struct ExecSession {
     pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
@@ -400,6 +422,9 @@ pub enum Error {
     /// The command of an exec could not be run; the code as in [`Error::Start`].
     #[error("{message}")]
     Exec { message: String, code: i32 },
+    /// The text is what a client of the port is told.
+    #[error("{message}")]
+    Dial { message: String },
     #[error("shim of sandbox {sandbox}: {message}")]
     Shim { sandbox: String, message: String },
     #[error("{operation} {}", path.display())]
@@ -419,7 +444,11 @@ impl Error {
             Error::InvalidReference { .. } => "InvalidImageName",
             Error::Image { .. } => "ErrImagePull",
             Error::SandboxNotFound { .. } | Error::Sandbox { .. } | Error::Shim { .. } => "CreatePodSandboxError",
-            Error::ContainerNotFound { .. } | Error::NotRunning { .. } | Error::Start { .. } | Error::Exec { .. } => "RunContainerError",
+            Error::ContainerNotFound { .. }
+            | Error::NotRunning { .. }
+            | Error::Start { .. }
+            | Error::Exec { .. }
+            | Error::Dial { .. } => "RunContainerError",
             Error::Create { .. } | Error::Io { .. } => "CreateContainerError",
         }
     }

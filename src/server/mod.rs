@@ -31,6 +31,8 @@ pub mod openapi;
 
 pub mod proxy;
 
+mod websocket;
+
 pub mod apply;
 
 pub mod auth;

@@ -1,4 +1,5 @@
-//! Connect subresources: `log` is streamed from, `exec` is spliced to, the kubelet of the pod's node over mutual TLS.
+//! Connect subresources: `log` is streamed from, `exec`, `attach` and `portforward` are spliced to, the kubelet of the pod's node
+//! over mutual TLS.
 //!
 //! Which node, container and path is decided by the plain functions [`target`] and [`kubelet_path`]; [`connect`] dials,
 //! sends the request on and couples the two connections. Error texts are upstream's, which kubectl prints as they are.
@@ -16,6 +17,7 @@ use crate::api::resource;
 use crate::api::status::{Result, Status};
 use crate::api::value::Value;
 use crate::server::strategy::Access;
+use crate::server::websocket;
 use crate::task;
 use crate::transport::Connector;
 
@@ -38,7 +40,10 @@ pub async fn connect(
         .get(&resource::PODS, &request.namespace, &request.name)
         .ok_or_else(|| Status::not_found(&resource::PODS, &request.name))?
         .value();
-    let container = container(&pod, &request.options.raw)?;
+    let container = match request.subresource.as_str() {
+        "portforward" => String::new(),
+        _ => container(&pod, &request.options.raw)?,
+    };
     if pod.str_at(&["spec", "nodeName"]).is_empty() {
         // Logs of a pod that runs nowhere yet are empty; exec has nowhere to go.
         if request.subresource == "log" {
@@ -60,9 +65,11 @@ pub async fn connect(
         // How it ends shows on the request and its upgrade.
         let _ = connection.with_upgrades().await;
     });
-    let onward = onward(&http, &path, node)?;
+    // A log is streamed; whether the client gets it in frames is between it and us.
+    let onward = onward(&http, &path, node, request.subresource != "log")?;
     let answer = sender.send_request(onward).await.map_err(|e| dial_failed(node, &e))?;
     match answer.status() {
+        status if status.is_success() && upgrades && request.subresource == "log" => websocket::stream(http, answer.into_body()),
         http::StatusCode::SWITCHING_PROTOCOLS => Ok(splice(http, answer)),
         status if status.is_success() => Ok(stream_back(answer)),
         status => Err(kubelet_error(status.as_u16(), answer).await),
@@ -109,9 +116,11 @@ fn target(node: &Value) -> Result<String> {
 
 /// Path and query on the kubelet; the query goes along as it came, less `container`.
 fn kubelet_path(request: &Request, container: &str) -> Result<String> {
-    let folder = match request.subresource.as_str() {
-        "log" => "containerLogs",
-        "exec" => "exec",
+    let (folder, container) = match request.subresource.as_str() {
+        "log" => ("containerLogs", format!("/{container}")),
+        "exec" => ("exec", format!("/{container}")),
+        "attach" => ("attach", format!("/{container}")),
+        "portforward" => ("portForward", String::new()),
         other => {
             let text = format!("{other} is not implemented by this version of Coracle");
             return Err(Status::new(501, "NotImplemented", text));
@@ -119,7 +128,7 @@ fn kubelet_path(request: &Request, container: &str) -> Result<String> {
     };
     let raw = request.options.raw.iter().filter(|(key, _)| key != "container");
     let query: Vec<String> = raw.map(|(key, value)| format!("{}={}", escape(key), escape(value))).collect();
-    let path = format!("/{folder}/{}/{}/{container}", request.namespace, request.name);
+    let path = format!("/{folder}/{}/{}{container}", request.namespace, request.name);
     Ok(if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) })
 }
 
@@ -130,12 +139,12 @@ fn escape(text: &str) -> String {
 }
 
 /// The request for the kubelet: same method, the headers that negotiate the upgrade, no credentials.
-fn onward(http: &http::Request<Incoming>, path: &str, node: &str) -> Result<http::Request<Empty<Bytes>>> {
+fn onward(http: &http::Request<Incoming>, path: &str, node: &str, upgrade: bool) -> Result<http::Request<Empty<Bytes>>> {
     let mut request = http::Request::builder().method(http.method()).uri(path).header("host", node);
     let copied = |name: &str| {
         name == "upgrade" || name == "connection" || name.starts_with("sec-websocket-") || name.starts_with("x-stream-protocol")
     };
-    for (name, value) in http.headers().iter().filter(|(name, _)| copied(name.as_str())) {
+    for (name, value) in http.headers().iter().filter(|(name, _)| upgrade && copied(name.as_str())) {
         request = request.header(name, value);
     }
     request.body(Empty::new()).map_err(|e| Status::bad_request(e.to_string()))
@@ -184,7 +193,7 @@ async fn kubelet_error(code: u16, answer: http::Response<Incoming>) -> Status {
     Status::new(code, reason, text)
 }
 
-fn empty() -> Body {
+pub fn empty() -> Body {
     Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync()
 }
 

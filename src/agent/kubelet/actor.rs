@@ -11,14 +11,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-use super::observe::{Container, Doom, Failure, Observed, Probes, Progress, Reason, State, Verdicts};
+use super::observe::{Container, Doom, Failure, Observed, Probes, Progress, Reason, Resize, State, Verdicts};
 use super::plan::{DELETE, Key, Step, TEARDOWN, Why, plan};
 use super::pod::{Pod, name_of};
 use super::restart::Backoff;
 use super::shutdown::{self, Stop};
 use super::spec::LABEL_POD_IMAGE;
-use super::step::{self, Work};
-use super::{Shared, admit, status};
+use super::step::{self, Before, Work};
+use super::{Pods, Shared, admit, status};
 use crate::agent::clock::{self, Millis};
 use crate::agent::gc;
 use crate::agent::probes::{self, Kind, ProbeSet, Target, Told};
@@ -41,6 +41,8 @@ pub enum Input {
     Sources,
     /// Images came: one may be what a container waits for.
     Images,
+    /// Another pod went: what it had is free.
+    Room,
 }
 
 /// What a step's task reports.
@@ -51,6 +53,7 @@ enum Done {
     Started { name: String, attempt: u32, result: Result<String, Reason> },
     PostStart { id: String, name: String, result: Result<(), String> },
     Stopped { name: String, hook: Result<(), String> },
+    Limited(Result<(), Reason>),
     TornDown(Result<(), Reason>),
     Deleted(Result<(), Reason>),
     Written(Box<Result<Object, Status>>),
@@ -90,16 +93,35 @@ pub struct Actor {
     /// What waiting reason each container showed last, for events.
     backing_off: HashMap<String, bool>,
     forgotten: bool,
+    neighbours: Neighbours,
+    /// Resources the containers were granted, by name, and for which spec that was judged last.
+    granted: Option<Value>,
+}
+
+/// The node as one pod sees it: who else is here, what there is for all.
+#[derive(Clone)]
+pub struct Neighbours {
+    pub pods: Pods,
+    pub room: watch::Receiver<admit::Room>,
+}
+
+impl Neighbours {
+    /// Pods that take up room beside the one named.
+    pub fn others(&self, uid: &str) -> Vec<Value> {
+        let known: Vec<Object> = self.pods.lock().expect("nothing panics while holding it").values().cloned().collect();
+        known.iter().filter(|o| o.uid() != uid).map(Object::value).filter(|p| !Pod(p).is_terminal()).collect()
+    }
 }
 
 /// Status writes of one pod, except urgent ones.
 const STATUS_INTERVAL: Millis = 1000;
 
 impl Actor {
-    pub fn new(shared: Arc<Shared>, object: Object, rejected: Option<Reason>) -> Actor {
+    pub fn new(shared: Arc<Shared>, object: Object, neighbours: Neighbours, rejected: Option<Reason>) -> Actor {
         let (done, dones) = mpsc::channel(64);
         let (told, tolds) = mpsc::channel(64);
-        let observed = Observed { rejected, host_ips: shared.node.host_ips.clone(), ..Observed::default() };
+        let (host_ips, node_memory) = (shared.node.host_ips.clone(), shared.node.memory_bytes);
+        let observed = Observed { rejected, host_ips, node_memory, ..Observed::default() };
         Actor {
             shared,
             object,
@@ -123,6 +145,8 @@ impl Actor {
             stale_sandbox: false,
             backing_off: HashMap::new(),
             forgotten: false,
+            neighbours,
+            granted: None,
         }
     }
 
@@ -192,6 +216,7 @@ impl Actor {
             return;
         };
         self.observed.set_up = true;
+        self.observed.limits = state.resources.clone();
         self.stale_sandbox = !state.ready;
         self.containers(&state).await;
         match (state.ready, self.observed.sandbox.is_ready()) {
@@ -247,6 +272,8 @@ impl Actor {
             Input::Pod(object) => self.replace(object),
             Input::Gone => self.observed.gone = true,
             Input::Look => self.look().await,
+            // The next turn judges anew.
+            Input::Room => {}
             Input::Sources => {
                 self.refresh_at = Some(self.shared.now());
                 self.retry_now();
@@ -341,6 +368,12 @@ impl Actor {
                 if let Err(message) = hook {
                     self.event(Some(&name), EventType::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
                 }
+                self.look().await;
+            }
+            Done::Limited(result) => {
+                self.flights.remove(&Key::Limits);
+                let previous = self.observed.resize_failure.take();
+                self.observed.resize_failure = result.err().map(|reason| Failure::after(previous.as_ref(), reason, 1000, 30_000, now));
                 self.look().await;
             }
             Done::TornDown(result) => {
@@ -484,7 +517,8 @@ impl Actor {
 
     /// Decides and starts what is to be done; answers when to look again if nothing happens.
     fn turn(&mut self) -> Option<Millis> {
-        let pod = self.object.value();
+        let mut pod = self.object.value();
+        self.grant(&mut pod);
         let view = Pod(&pod);
         let now = self.shared.now();
         self.observed.unsupported = admit::unsupported(view);
@@ -523,6 +557,35 @@ impl Actor {
             }
         }
         wake
+    }
+
+    /// Leaves each container the resources it was granted; a change of them is granted, put off or refused as a whole.
+    fn grant(&mut self, pod: &mut Value) {
+        let wanted = granted(pod, |_| None);
+        let had = self.granted.take().unwrap_or_else(|| {
+            // After a restart: what was reported, for a change may have been waiting.
+            granted(pod, |name| Pod(pod).reported(name).filter(|s| s.at(&["state", "running"]).is_some())?.at(&["resources"]))
+        });
+        if had == wanted {
+            self.observed.resize = Resize::Granted;
+            self.granted = Some(wanted);
+            return;
+        }
+        let others = self.neighbours.others(self.object.uid());
+        self.observed.resize = admit::resize(Pod(pod), &others, &self.neighbours.room.borrow());
+        if self.observed.resize == Resize::Granted {
+            self.granted = Some(wanted);
+            return;
+        }
+        for list in ["initContainers", "containers"] {
+            for c in pod.at_mut(&["spec", list]).and_then(Value::as_list_mut).into_iter().flatten() {
+                let name = name_of(c).to_string();
+                if let Some(resources) = had.at(&[&name]) {
+                    c.set(&["resources"], resources.clone());
+                }
+            }
+        }
+        self.granted = Some(had);
     }
 
     fn write(&mut self, patch: Value, hash: u64, pod: &Value) {
@@ -588,16 +651,20 @@ impl Actor {
                 let stale = self.stale_sandbox;
                 spawn(done, async move { Done::Sandbox(work.start_sandbox(stale).await) })
             }
+            Step::SetLimits { changes } => spawn(done, async move { Done::Limited(work.set_limits(changes).await) }),
             Step::StartContainer { name, attempt } => {
-                let leftovers = self.prepare_start(&name, attempt, now);
+                let before = self.prepare_start(pod, &name, attempt, now);
                 spawn(done, async move {
-                    let result = work.start_container(&name, attempt, leftovers).await;
+                    let result = work.start_container(&name, attempt, before).await;
                     Done::Started { name, attempt, result }
                 })
             }
             Step::StopContainer { id, name, grace_seconds, why } => {
                 let (to, from) = watch::channel(now + grace_seconds * 1000);
                 deadline = Some(to);
+                if why.is_replacement() {
+                    self.observed.replaced.insert(id.clone());
+                }
                 self.stop(pod, id, name, why, from, done)
             }
             Step::Teardown => spawn(done, async move { Done::TornDown(work.teardown().await) }),
@@ -607,8 +674,8 @@ impl Actor {
         self.flights.insert(key, Flight { task, deadline });
     }
 
-    /// The back-off of a restart, and what of the same attempt is to be removed first.
-    fn prepare_start(&mut self, name: &str, attempt: u32, now: Millis) -> Vec<String> {
+    /// The back-off of a restart, what of the same attempt is to be removed first, and whose processes an ephemeral container sees.
+    fn prepare_start(&mut self, pod: &Value, name: &str, attempt: u32, now: Millis) -> Before {
         let latest = self.observed.latest(name).cloned();
         if let Some(exited) = latest.filter(|c| c.exit_code().is_some()) {
             let previous = self.observed.backoffs.get(name).copied();
@@ -616,7 +683,10 @@ impl Actor {
             self.observed.backoffs.insert(name.to_string(), next);
         }
         let same = self.observed.containers.iter().filter(|c| c.name == name && c.attempt == attempt && c.state == State::Created);
-        same.map(|c| c.id.clone()).collect()
+        let leftovers = same.map(|c| c.id.clone()).collect();
+        let target = Pod(pod).container(name).map_or("", |c| c.str_at(&["targetContainerName"]));
+        let target = self.observed.latest(target).filter(|c| c.is_running()).map(|c| c.id.clone());
+        Before { leftovers, target }
     }
 
     fn stop(
@@ -654,7 +724,7 @@ impl Actor {
         self.sets.retain(|id, _| runs(id));
         self.probes.0.retain(|id, _| runs(id));
         for c in &running {
-            if self.sets.contains_key(&c.id) || pod.is_init(&c.name) {
+            if self.sets.contains_key(&c.id) || (pod.is_init(&c.name) && !pod.is_sidecar(&c.name)) {
                 continue;
             }
             let Some(spec) = pod.container(&c.name) else { continue };
@@ -708,6 +778,7 @@ fn killing(name: &str, why: &Why) -> String {
         Why::Probe("postStart") => "FailedPostStartHook".to_string(),
         Why::Probe(probe) => format!("Container {name} failed {probe} probe, will be restarted"),
         Why::Changed => format!("Container {name} definition changed, will be restarted"),
+        Why::Resized => format!("Container {name} resize requires restart"),
     }
 }
 
@@ -734,20 +805,33 @@ fn observed(c: &ContainerState, message: Option<&String>) -> Container {
         started_at: c.started_at.map(clock::of_system),
         finished_at: c.finished_at.map(clock::of_system),
         state,
+        limits: c.resources.clone(),
     }
 }
 
+/// Resources by container name, `other` before the spec's own.
+fn granted<'a>(pod: &'a Value, other: impl Fn(&str) -> Option<&'a Value>) -> Value {
+    let view = Pod(pod);
+    let mut all = Value::map();
+    for c in view.init_containers().iter().chain(view.containers()) {
+        let resources = other(name_of(c)).or_else(|| c.at(&["resources"])).cloned().unwrap_or_else(Value::map);
+        all.set(&[name_of(c)], resources);
+    }
+    all
+}
+
 /// Without what means nothing (null, empty text, map or list), so that a server that drops such members is not written to for ever.
+/// Empty resources say that the container runs without any.
 fn normal(value: &Value) -> Value {
-    let keep = |v: &Value| match v {
+    let keep = |k: &str, v: &Value| match v {
         Value::Null => false,
         Value::Str(s) => !s.is_empty(),
         Value::List(l) => !l.is_empty(),
-        Value::Map(m) => !m.is_empty(),
+        Value::Map(m) => !m.is_empty() || k == "resources",
         Value::Bool(_) | Value::Int(_) | Value::Float(_) => true,
     };
     match value {
-        Value::Map(m) => Value::Map(m.iter().map(|(k, v)| (k, normal(v))).filter(|(_, v)| keep(v)).collect::<Map>()),
+        Value::Map(m) => Value::Map(m.iter().map(|(k, v)| (k, normal(v))).filter(|(k, v)| keep(k, v)).collect::<Map>()),
         Value::List(l) => Value::List(l.iter().map(normal).collect()),
         other => other.clone(),
     }

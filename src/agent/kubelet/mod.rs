@@ -38,7 +38,7 @@ use crate::api::time::Clock;
 use crate::api::value::Value;
 use crate::runtime::{Runtime, RuntimeEvent};
 use crate::task::Shutdown;
-use actor::Input;
+use actor::{Input, Neighbours};
 use admit::Room;
 use env::{NodeFacts, Service};
 use files::Dns;
@@ -131,8 +131,9 @@ impl Kubelet {
     /// `changed` hears the uids of pods whose ConfigMaps or Secrets changed; `room` is what the node offers now.
     pub fn start(shared: Arc<Shared>, changed: mpsc::Receiver<Vec<String>>, room: watch::Receiver<Room>, stop: Shutdown) -> Kubelet {
         let pods = Pods::default();
+        let neighbours = Neighbours { pods: pods.clone(), room };
         let supervisor =
-            Supervisor { shared: shared.clone(), actors: HashMap::new(), pods: pods.clone(), room, stop: stop.clone(), seen: None };
+            Supervisor { shared: shared.clone(), actors: HashMap::new(), pods: pods.clone(), neighbours, stop: stop.clone(), seen: None };
         crate::task::spawn("kubelet", supervisor.run(changed));
         Kubelet { shared, pods, stop }
     }
@@ -161,7 +162,7 @@ struct Supervisor {
     shared: Arc<Shared>,
     actors: HashMap<String, mpsc::Sender<Input>>,
     pods: Pods,
-    room: watch::Receiver<Room>,
+    neighbours: Neighbours,
     stop: Shutdown,
     /// Uids set since the list began, until it is complete.
     seen: Option<BTreeSet<String>>,
@@ -206,6 +207,8 @@ impl Supervisor {
                 Some(uid) = ends.recv() => {
                     self.actors.remove(&uid);
                     self.pods.lock().expect("nothing panics while holding it").remove(&uid);
+                    // A resize may have waited for its room.
+                    self.tell_all(|| Input::Room).await;
                 },
             }
         }
@@ -233,7 +236,7 @@ impl Supervisor {
         let rejected = self.admit(&pod);
         let (to, inputs) = mpsc::channel(64);
         self.actors.insert(uid.clone(), to);
-        let actor = actor::Actor::new(self.shared.clone(), object, rejected);
+        let actor = actor::Actor::new(self.shared.clone(), object, self.neighbours.clone(), rejected);
         let (stop, ended) = (self.stop.clone(), ended.clone());
         crate::task::spawn("pod", async move {
             tokio::select! {
@@ -251,10 +254,7 @@ impl Supervisor {
         if view.start_time().is_some() || view.is_terminal() || view.is_deleting() {
             return None;
         }
-        let known: Vec<Object> = self.pods.lock().expect("nothing panics while holding it").values().cloned().collect();
-        let others: Vec<Value> =
-            known.iter().filter(|o| o.uid() != view.uid()).map(Object::value).filter(|p| !Pod(p).is_terminal()).collect();
-        admit::admit(view, &others, &self.room.borrow()).err()
+        admit::admit(view, &self.neighbours.others(view.uid()), &self.neighbours.room.borrow()).err()
     }
 
     async fn gone(&mut self, uid: String) {

@@ -3,10 +3,11 @@
 //! [`Observed`] and the Pod are all that `plan` and `status` see. The actor fills it from runtime events and from the
 //! outcome of steps; after a restart of the daemon it is rebuilt from `Runtime::list` and the directories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::restart::Backoff;
 use crate::agent::clock::Millis;
+use crate::runtime::Resources;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
@@ -29,6 +30,27 @@ pub struct Observed {
     pub gone: bool,
     /// What `status` says now is what the API server has.
     pub reported: bool,
+    /// Containers that were stopped only to be started again, whatever their restart policy says.
+    pub replaced: BTreeSet<String>,
+    /// Limits of the pod as a whole, as the kernel has them.
+    pub limits: Resources,
+    /// What the spec asks for and this node cannot give now.
+    pub resize: Resize,
+    pub node_memory: i64,
+    /// Why limits could not be changed.
+    pub resize_failure: Option<Failure>,
+}
+
+/// A change of resources against what this node has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Resize {
+    /// The pod has, or is getting, what it asks for.
+    #[default]
+    Granted,
+    /// Others have it now.
+    Deferred(String),
+    /// The node is too small.
+    Infeasible(String),
 }
 
 /// A CamelCase reason and a message.
@@ -67,6 +89,8 @@ pub struct Container {
     pub started_at: Option<Millis>,
     pub finished_at: Option<Millis>,
     pub state: State,
+    /// Its limits, as the kernel has them.
+    pub limits: Resources,
 }
 
 #[derive(Clone, Debug, PartialEq)]

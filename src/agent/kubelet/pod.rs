@@ -27,9 +27,17 @@ impl<'a> Pod<'a> {
     pub fn init_containers(self) -> &'a [Value] {
         self.0.list_at(&["spec", "initContainers"])
     }
-    /// The spec of container `name`, init or not.
+    pub fn ephemeral_containers(self) -> &'a [Value] {
+        self.0.list_at(&["spec", "ephemeralContainers"])
+    }
+    /// The spec of container `name` of any kind.
     pub fn container(self, name: &str) -> Option<&'a Value> {
-        self.init_containers().iter().chain(self.containers()).find(|c| c.str_at(&["name"]) == name)
+        let mut all = self.init_containers().iter().chain(self.containers()).chain(self.ephemeral_containers());
+        all.find(|c| c.str_at(&["name"]) == name)
+    }
+    /// Init containers that go on running beside the others.
+    pub fn sidecars(self) -> impl DoubleEndedIterator<Item = &'a Value> {
+        self.init_containers().iter().filter(|c| is_sidecar(c))
     }
     pub fn volumes(self) -> &'a [Value] {
         self.0.list_at(&["spec", "volumes"])
@@ -70,11 +78,26 @@ impl<'a> Pod<'a> {
     /// What the API server was last told of container `name`.
     pub fn reported(self, name: &str) -> Option<&'a Value> {
         let find = |list: &'static str| self.0.list_at(&["status", list]).iter().find(|s| s.str_at(&["name"]) == name);
-        find("containerStatuses").or_else(|| find("initContainerStatuses"))
+        find("containerStatuses").or_else(|| find("initContainerStatuses")).or_else(|| find("ephemeralContainerStatuses"))
     }
     pub fn is_init(self, name: &str) -> bool {
         self.init_containers().iter().any(|c| c.str_at(&["name"]) == name)
     }
+    pub fn is_ephemeral(self, name: &str) -> bool {
+        self.ephemeral_containers().iter().any(|c| c.str_at(&["name"]) == name)
+    }
+    pub fn is_sidecar(self, name: &str) -> bool {
+        self.sidecars().any(|c| c.str_at(&["name"]) == name)
+    }
+    /// When a pod being deleted is to have ended.
+    pub fn deletion_deadline(self) -> Option<Millis> {
+        clock::parse(self.0.str_at(&["metadata", "deletionTimestamp"]))
+    }
+}
+
+/// Of an init container: does it go on running beside the others?
+pub fn is_sidecar(container: &Value) -> bool {
+    container.str_at(&["restartPolicy"]) == "Always"
 }
 
 /// The name of a container, volume, port …

@@ -3,9 +3,10 @@
 //! The first restart is immediate, the following ones wait 10 s, 20 s, … 300 s counted from the exit; ten minutes without
 //! a restart forget the count (what upstream's flow-control back-off does).
 
-use super::observe::{Container, Observed, State};
-use super::pod::{Pod, name_of};
+use super::observe::{Container, Observed, Probes, State};
+use super::pod::{Pod, is_sidecar, name_of};
 use crate::agent::clock::Millis;
+use crate::api::value::Value;
 
 pub const FIRST_MS: Millis = 10_000;
 pub const MAX_MS: Millis = 300_000;
@@ -36,55 +37,87 @@ impl Backoff {
     }
 }
 
-/// May a container that ended with `code` run again?
-pub fn restarts(policy: &str, code: i32) -> bool {
-    match policy {
-        "Never" => false,
-        "OnFailure" => code != 0,
-        _ => true,
+/// May container `name` run again after it ended with `code`? Its own rules come before its own policy, that before the pod's.
+pub fn restarts(pod: Pod, name: &str, code: i32) -> bool {
+    let Some(container) = pod.container(name).filter(|_| !pod.is_ephemeral(name)) else { return false };
+    let by_rule = container.list_at(&["restartPolicyRules"]).iter().any(|rule| rule.str_at(&["action"]) == "Restart" && applies(rule, code));
+    if by_rule {
+        return true;
+    }
+    let is_init = pod.is_init(name);
+    match (container.str_at(&["restartPolicy"]), pod.restart_policy()) {
+        ("Always", _) => true,
+        ("OnFailure", _) => code != 0,
+        ("Never", _) | (_, "Never") => false,
+        // Init containers restart on failure only, whatever `Always` says of the others.
+        (_, "OnFailure") => code != 0,
+        _ => code != 0 || !is_init,
     }
 }
 
-/// Init containers restart on failure only, whatever `Always` says of the others.
-pub fn init_restarts(policy: &str, code: i32) -> bool {
-    code != 0 && policy != "Never"
+/// Does the rule speak of this exit code?
+fn applies(rule: &Value, code: i32) -> bool {
+    let listed = rule.list_at(&["exitCodes", "values"]).iter().any(|v| v.as_i64() == Some(i64::from(code)));
+    match rule.str_at(&["exitCodes", "operator"]) {
+        "In" => listed,
+        "NotIn" => !listed,
+        _ => false,
+    }
 }
 
 /// Where the init containers stand.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Init {
     Done,
-    /// This one is to start (again) or runs.
+    /// This one is to start (again), runs, or is a sidecar that has not started yet.
     At(String),
     /// This one failed and may not run again.
     Failed(String),
 }
 
-pub fn init(pod: Pod, observed: &Observed) -> Init {
+pub fn init(pod: Pod, observed: &Observed, probes: &Probes) -> Init {
     // Application containers start only after the last init container: their presence says it is over.
     if pod.containers().iter().any(|c| observed.latest(name_of(c)).is_some()) {
         return Init::Done;
     }
+    if let Some(name) = failed_init(pod, observed) {
+        return Init::Failed(name.to_string());
+    }
     for container in pod.init_containers() {
         let name = name_of(container);
-        match observed.latest(name).map(|c| &c.state) {
-            Some(State::Exited { code: 0, .. }) => {}
-            Some(State::Exited { code, .. }) if !init_restarts(pod.restart_policy(), *code) => return Init::Failed(name.to_string()),
-            _ => return Init::At(name.to_string()),
+        let is_done = match observed.latest(name) {
+            Some(c) if is_sidecar(container) => c.is_running() && probes.started(&c.id),
+            Some(c) => c.exit_code() == Some(0),
+            None => false,
+        };
+        if !is_done {
+            return Init::At(name.to_string());
         }
     }
     Init::Done
 }
 
-/// `Succeeded` or `Failed` when nothing of the pod runs or may run again.
+fn failed_init<'a>(pod: Pod<'a>, observed: &Observed) -> Option<&'a str> {
+    let has_failed = |name: &&str| match observed.latest(name).and_then(Container::exit_code) {
+        Some(code) => code != 0 && !restarts(pod, name, code),
+        None => false,
+    };
+    pod.init_containers().iter().map(name_of).find(has_failed)
+}
+
+/// `Succeeded` or `Failed` when nothing of the pod but sidecars runs or may run again.
 pub fn outcome(pod: Pod, observed: &Observed) -> Option<&'static str> {
-    if matches!(init(pod, observed), Init::Failed(_)) {
+    let is_past_init = pod.containers().iter().any(|c| observed.latest(name_of(c)).is_some());
+    if !is_past_init && failed_init(pod, observed).is_some() {
         return Some("Failed");
     }
     let mut failed = false;
     for container in pod.containers() {
-        match observed.latest(name_of(container)).map(|c| &c.state) {
-            Some(State::Exited { code, .. }) if !restarts(pod.restart_policy(), *code) => failed |= *code != 0,
+        let name = name_of(container);
+        match observed.latest(name) {
+            Some(Container { id, state: State::Exited { code, .. }, .. }) if !observed.replaced.contains(id) && !restarts(pod, name, *code) => {
+                failed |= *code != 0;
+            }
             _ => return None,
         }
     }
@@ -112,6 +145,7 @@ pub fn wait_until(observed: &Observed, container: &Container, now: Millis) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::value;
 
     #[test]
     fn delays_double_from_ten_seconds_to_five_minutes_and_are_forgotten() {
@@ -133,8 +167,27 @@ mod tests {
 
     #[test]
     fn policies() {
-        assert!(restarts("Always", 0) && restarts("OnFailure", 1));
-        assert!(!restarts("OnFailure", 0) && !restarts("Never", 1));
-        assert!(init_restarts("Always", 1) && !init_restarts("Always", 0) && !init_restarts("Never", 1));
+        let pod = |policy: &str| {
+            value!({"spec": {"restartPolicy": policy, "containers": [{"name": "c"}, {"name": "never", "restartPolicy": "Never"},
+                {"name": "rules", "restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}],
+                "initContainers": [{"name": "i"}, {"name": "side", "restartPolicy": "Always"}], "ephemeralContainers": [{"name": "e"}]}})
+        };
+        let again = |policy: &str, name: &str, code: i32| restarts(Pod(&pod(policy)), name, code);
+        for (policy, name, code, expected) in [
+            ("Always", "c", 0, true),
+            ("OnFailure", "c", 1, true),
+            ("OnFailure", "c", 0, false),
+            ("Never", "c", 1, false),
+            ("Always", "i", 1, true),
+            ("Always", "i", 0, false),
+            ("Never", "i", 1, false),
+            ("Never", "side", 0, true),
+            ("Always", "never", 1, false),
+            ("Never", "rules", 42, true),
+            ("Always", "rules", 1, false),
+            ("Always", "e", 1, false),
+        ] {
+            assert_eq!(again(policy, name, code), expected, "{policy} {name} {code}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::observe::Reason;
 use super::pod::{Pod, name_of};
 use crate::agent::qos;
 use crate::api::value::Value;
-use crate::runtime::{self, Capabilities, ContainerSpec, Image, Mount, MountSource, Propagation, Resources, SandboxSpec};
+use crate::runtime::{self, Capabilities, ContainerId, ContainerSpec, Image, Mount, MountSource, Propagation, Resources, SandboxSpec};
 
 /// Labels on sandboxes and containers that a restarted daemon reads back.
 pub const LABEL_POD_IMAGE: &str = "coracle.io/pod-image";
@@ -23,7 +23,6 @@ pub fn sandbox(inputs: SandboxInputs) -> SandboxSpec {
     let pod = inputs.pod;
     let class = qos::class(pod.0);
     let sysctls = pod.0.list_at(&["spec", "securityContext", "sysctls"]);
-    let (cpu, _) = qos::requests(pod.0);
     SandboxSpec {
         id: pod.uid().to_string(),
         namespace: pod.namespace().to_string(),
@@ -35,25 +34,57 @@ pub fn sandbox(inputs: SandboxInputs) -> SandboxSpec {
         share_pid: pod.0.bool_at(&["spec", "shareProcessNamespace"]),
         sysctls: sysctls.iter().map(|s| (name_of(s).to_string(), s.str_at(&["value"]).to_string())).collect(),
         cgroup_parent: class.cgroup_parent().to_string(),
-        resources: Resources {
-            memory_limit_bytes: qos::pod_limit(pod.0, "memory", qos::units).and_then(|b| u64::try_from(b).ok()),
-            cpu_shares: Some(qos::shares(cpu)),
-            cpu_quota_us: qos::quota(qos::pod_limit(pod.0, "cpu", qos::millis)),
-            cpu_period_us: Some(100_000),
-            ..Resources::default()
-        },
+        resources: pod_limits(pod),
         log_dir: inputs.log_dir,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
     }
 }
 
+/// Limits over all containers of the pod together.
+pub fn pod_limits(pod: Pod) -> Resources {
+    let (cpu, _) = qos::requests(pod.0);
+    Resources {
+        memory_limit_bytes: qos::pod_limit(pod.0, "memory", qos::units).and_then(|b| u64::try_from(b).ok()),
+        cpu_shares: Some(qos::shares(cpu)),
+        cpu_quota_us: qos::quota(qos::pod_limit(pod.0, "cpu", qos::millis)),
+        cpu_period_us: Some(100_000),
+        ..Resources::default()
+    }
+}
+
+/// Do both mean the same to the kernel? Without shares they were never set by a kubelet, and are left alone.
+pub fn same_limits(have: &Resources, want: &Resources) -> bool {
+    let of = |r: &Resources| (r.memory_limit_bytes, r.cpu_shares, r.cpu_quota_us.filter(|q| *q > 0));
+    have.cpu_shares.is_none() || of(have) == of(want)
+}
+
+/// Limits that hold no one back whom either would let go on.
+pub fn wider(a: &Resources, b: &Resources) -> Resources {
+    Resources {
+        memory_limit_bytes: a.memory_limit_bytes.zip(b.memory_limit_bytes).map(|(a, b)| a.max(b)),
+        cpu_shares: a.cpu_shares.max(b.cpu_shares),
+        cpu_quota_us: a.cpu_quota_us.zip(b.cpu_quota_us).filter(|(a, b)| *a > 0 && *b > 0).map(|(a, b)| a.max(b)),
+        ..b.clone()
+    }
+}
+
 /// A volume as it is set up on this node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mounted {
-    pub path: PathBuf,
+    pub place: Place,
     /// Read-only whatever the mount says (ConfigMaps, Secrets, …).
     pub readonly: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    Directory(PathBuf),
+    /// The file system of an image, which the runtime mounts.
+    Image {
+        reference: String,
+        pull_policy: String,
+    },
 }
 
 pub struct ContainerInputs<'a> {
@@ -66,6 +97,8 @@ pub struct ContainerInputs<'a> {
     pub mounts: Vec<Mount>,
     pub node_memory: i64,
     pub log_path: PathBuf,
+    /// The running container whose processes an ephemeral one is to see.
+    pub target: Option<ContainerId>,
 }
 
 pub fn container(inputs: ContainerInputs) -> Result<ContainerSpec, Reason> {
@@ -99,7 +132,7 @@ pub fn container(inputs: ContainerInputs) -> Result<ContainerSpec, Reason> {
         stdin_once: c.bool_at(&["stdinOnce"]),
         tty: c.bool_at(&["tty"]),
         stop_signal: Some(c.str_at(&["lifecycle", "stopSignal"]).to_string()).filter(|s| !s.is_empty()),
-        target_container: None,
+        target_container: inputs.target,
         labels: BTreeMap::from([(LABEL_POD_IMAGE.to_string(), c.str_at(&["image"]).to_string())]),
         annotations: BTreeMap::new(),
         env: inputs.env,
@@ -158,17 +191,22 @@ fn capabilities(container: &Value) -> Capabilities {
 }
 
 pub fn resources(pod: Pod, container: &Value, node_memory: i64) -> Resources {
+    let memory_request = qos::units(container.at(&["resources", "requests", "memory"])).unwrap_or(0);
+    let critical = pod.0.i64_at(&["spec", "priority"]).unwrap_or(0) >= 2_000_000_000;
+    let class = qos::class(pod.0);
+    Resources { oom_score_adj: Some(qos::oom_score(class, memory_request, node_memory, critical)), ..limits(container) }
+}
+
+/// The part of a container's resources that may change while it runs.
+pub fn limits(container: &Value) -> Resources {
     let at = |kind: &str, what: &str| container.at(&["resources", kind, what]);
     let cpu_limit = qos::millis(at("limits", "cpu"));
     let cpu_request = qos::millis(at("requests", "cpu")).or(cpu_limit).unwrap_or(0);
-    let memory_request = qos::units(at("requests", "memory")).unwrap_or(0);
-    let critical = pod.0.i64_at(&["spec", "priority"]).unwrap_or(0) >= 2_000_000_000;
     Resources {
         memory_limit_bytes: qos::units(at("limits", "memory")).filter(|b| *b > 0).and_then(|b| u64::try_from(b).ok()),
         cpu_shares: Some(qos::shares(cpu_request)),
         cpu_quota_us: qos::quota(cpu_limit),
         cpu_period_us: Some(100_000),
-        oom_score_adj: Some(qos::oom_score(qos::class(pod.0), memory_request, node_memory, critical)),
         ..Resources::default()
     }
 }
@@ -256,6 +294,7 @@ mod tests {
             mounts: Vec::new(),
             node_memory: 1 << 32,
             log_path,
+            target: None,
         })
     }
 

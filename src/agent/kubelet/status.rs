@@ -3,17 +3,21 @@
 //! Begins with what the API server has, so conditions of others (readiness gates, `DisruptionTarget`) and records of
 //! containers the runtime has forgotten stay. Start at [`status`]; [`patch`] is the difference that is sent.
 
-use super::observe::{Container, Observed, Probes, State};
+use super::observe::{Container, Observed, Probes, Resize, State};
 use super::plan::is_overdue;
-use super::pod::{Pod, name_of};
+use super::pod::{Pod, is_sidecar, name_of};
 use super::restart::{self, Init};
+use super::spec;
 use crate::agent::clock::{self, Millis};
 use crate::agent::qos;
 use crate::api::value::{Map, Value};
 use crate::value;
 
 /// Set by this kubelet; all other conditions belong to others.
-const OURS: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OURS: [&str; 7] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", RESIZE_PENDING, RESIZE_IN_PROGRESS];
+const RESIZE_PENDING: &str = "PodResizePending";
+const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 
 pub fn status(pod: Pod, observed: &Observed, probes: &Probes, now: Millis) -> Value {
     let mut status = pod.0.at(&["status"]).cloned().unwrap_or_else(Value::map);
@@ -38,20 +42,24 @@ pub fn status(pod: Pod, observed: &Observed, probes: &Probes, now: Millis) -> Va
     if pod.is_terminal() && observed.containers.is_empty() {
         return status;
     }
-    let init = restart::init(pod, observed);
+    let init = restart::init(pod, observed, probes);
     let ended = pod.is_terminal() || pod.is_deleting() || is_overdue(pod, now) || matches!(init, Init::Failed(_));
     let view = View { pod, observed, probes, now, ended, init };
     let init_statuses: Vec<Value> = pod.init_containers().iter().map(|c| view.container(c)).collect();
     let statuses: Vec<Value> = pod.containers().iter().map(|c| view.container(c)).collect();
+    let ephemeral: Vec<Value> = pod.ephemeral_containers().iter().map(|c| view.container(c)).collect();
     let phase = view.phase(&statuses);
     if is_overdue(pod, now) && phase == "Failed" && !pod.is_terminal() {
         status.set(&["reason"], "DeadlineExceeded");
         status.set(&["message"], "Pod was active on the node longer than the specified deadline");
     }
     status.set(&["phase"], phase);
-    view.conditions(&mut status, phase, &statuses);
+    view.conditions(&mut status, phase, &init_statuses, &statuses);
     if !init_statuses.is_empty() {
         status.set(&["initContainerStatuses"], init_statuses);
+    }
+    if !ephemeral.is_empty() {
+        status.set(&["ephemeralContainerStatuses"], ephemeral);
     }
     status.set(&["containerStatuses"], statuses);
     status
@@ -106,13 +114,14 @@ impl View<'_> {
         let running = latest.filter(|c| c.is_running());
         let started = running.is_some_and(|c| self.probes.started(&c.id));
         out.set(&["started"], started);
-        let ready = match (self.pod.is_init(name), latest) {
+        let ready = match (self.pod.is_init(name) && !is_sidecar(spec), latest) {
+            _ if self.pod.is_ephemeral(name) => false,
             (true, latest) => latest.and_then(Container::exit_code) == Some(0),
             (false, Some(c)) => running.is_some() && self.probes.ready(&c.id),
             (false, None) => false,
         };
         out.set(&["ready"], ready);
-        self.resources(spec, &mut out);
+        self.resources(spec, running, &mut out);
         mounts(spec, &mut out);
         out
     }
@@ -141,7 +150,7 @@ impl View<'_> {
     fn forgotten(&self, name: &str, old: Option<&Value>, last: Value) -> (Value, Value) {
         let Some(old) = old else { return (self.waiting(name), last) };
         if let Some(ended) = old.at(&["state", "terminated"]) {
-            let done = self.ended || self.pod.is_init(name);
+            let done = self.ended || self.pod.is_ephemeral(name) || (self.pod.is_init(name) && !self.pod.is_sidecar(name));
             let ended = value!({ "terminated": serde_json::Value::from(ended) });
             return if done { (ended, last) } else { (self.waiting(name), ended) };
         }
@@ -157,8 +166,7 @@ impl View<'_> {
 
     /// The waiting state of an exited container that is to run again but not now.
     fn pause(&self, name: &str, container: &Container, code: i32) -> Option<Value> {
-        let policy = self.pod.restart_policy();
-        let again = if self.pod.is_init(name) { restart::init_restarts(policy, code) } else { restart::restarts(policy, code) };
+        let again = self.observed.replaced.contains(&container.id) || restart::restarts(self.pod, name, code);
         if !again || self.ended || restart::outcome(self.pod, self.observed).is_some() {
             return None;
         }
@@ -178,6 +186,7 @@ impl View<'_> {
         }
         match self.observed.failures.get(name) {
             Some(f) => waiting(&f.reason, &f.message),
+            None if self.pod.is_ephemeral(name) => waiting("ContainerCreating", ""),
             None if !self.pod.init_containers().is_empty() && !self.is_first_init(name) => waiting("PodInitializing", ""),
             None => waiting("ContainerCreating", ""),
         }
@@ -188,12 +197,37 @@ impl View<'_> {
         matches!(&self.init, Init::At(at) if at == name)
     }
 
-    fn resources(&self, spec: &Value, out: &mut Value) {
-        let Some(resources) = spec.map_at(&["resources"]).filter(|m| !m.is_empty()) else { return };
-        out.set(&["resources"], resources.clone());
-        if let Some(requests) = resources.get("requests").filter(|r| !r.is_null()) {
+    /// `allocatedResources` is what the container was granted, `resources` what the kernel holds it to: the same once a change of
+    /// limits has been carried out.
+    fn resources(&self, spec: &Value, running: Option<&Container>, out: &mut Value) {
+        let granted = spec.at(&["resources"]).cloned().unwrap_or_else(Value::map);
+        if let Some(requests) = granted.map_at(&["requests"]).filter(|m| !m.is_empty()) {
             out.set(&["allocatedResources"], requests.clone());
         }
+        let is_held = running.is_none_or(|c| spec::same_limits(&c.limits, &spec::limits(spec)));
+        let reported = || self.pod.reported(name_of(spec)).and_then(|s| s.at(&["resources"])).cloned();
+        let held = if is_held { granted } else { reported().unwrap_or(granted) };
+        if running.is_some() || held.as_map().is_some_and(|m| !m.is_empty()) {
+            out.set(&["resources"], held);
+        }
+    }
+
+    /// PodResizePending or PodResizeInProgress, where one is due.
+    fn resize(&self) -> Option<(&'static str, Condition)> {
+        match &self.observed.resize {
+            Resize::Deferred(why) => return Some((RESIZE_PENDING, (true, "Deferred".into(), why.clone()))),
+            Resize::Infeasible(why) => return Some((RESIZE_PENDING, (true, "Infeasible".into(), why.clone()))),
+            Resize::Granted => {}
+        }
+        let differs = |c: &Container| {
+            let spec = self.pod.container(&c.name);
+            spec.is_some_and(|spec| !spec::same_limits(&c.limits, &spec::limits(spec)))
+        };
+        let any = self.observed.running().any(differs);
+        let whole = self.observed.running().next().is_some() && !spec::same_limits(&self.observed.limits, &spec::pod_limits(self.pod));
+        let failure = self.observed.resize_failure.as_ref();
+        let (reason, message) = failure.map_or_else(Default::default, |f| ("Error".to_string(), f.message.clone()));
+        (!self.ended && (any || whole)).then_some((RESIZE_IN_PROGRESS, (true, reason, message)))
     }
 
     fn phase(&self, statuses: &[Value]) -> &'static str {
@@ -202,7 +236,7 @@ impl View<'_> {
             "Failed" => return "Failed",
             _ => {}
         }
-        let any_running = self.observed.running().next().is_some();
+        let any_running = self.observed.running().any(|c| !self.pod.is_ephemeral(&c.name));
         if matches!(self.init, Init::Failed(_)) || (is_overdue(self.pod, self.now) && !any_running) {
             return "Failed";
         }
@@ -217,6 +251,10 @@ impl View<'_> {
             return "Running";
         }
         let clean = statuses.iter().all(|s| s.i64_at(&["state", "terminated", "exitCode"]) == Some(0));
+        if any_running {
+            // Sidecars end after the others.
+            return "Running";
+        }
         match restart::outcome(self.pod, self.observed) {
             Some(outcome) => outcome,
             None if self.ended && clean => "Succeeded",
@@ -225,10 +263,12 @@ impl View<'_> {
         }
     }
 
-    fn conditions(&self, status: &mut Value, phase: &str, statuses: &[Value]) {
+    fn conditions(&self, status: &mut Value, phase: &str, init_statuses: &[Value], statuses: &[Value]) {
         let observed_generation = self.pod.0.i64_at(&["metadata", "generation"]);
         let old = status.list_at(&["conditions"]).to_vec();
-        let (ready, containers_ready) = self.readiness(phase, statuses, &old);
+        let sidecars = self.pod.init_containers().iter().zip(init_statuses).filter(|(c, _)| is_sidecar(c)).map(|(_, s)| s);
+        let serving: Vec<&Value> = sidecars.chain(statuses).collect();
+        let (ready, containers_ready) = self.readiness(phase, &serving, &old);
         let sandbox = self.observed.sandbox.is_ready();
         let wanted = [
             ("PodReadyToStartContainers", (sandbox, String::new(), String::new())),
@@ -239,6 +279,7 @@ impl View<'_> {
         ];
         let mut conditions: Vec<Value> = wanted
             .into_iter()
+            .chain(self.resize())
             .map(|(kind, (on, reason, message))| {
                 let word = if on { "True" } else { "False" };
                 let was = old.iter().find(|c| c.str_at(&["type"]) == kind);
@@ -276,13 +317,13 @@ impl View<'_> {
     }
 
     /// The conditions Ready and ContainersReady.
-    fn readiness(&self, phase: &str, statuses: &[Value], conditions: &[Value]) -> (Condition, Condition) {
+    fn readiness(&self, phase: &str, statuses: &[&Value], conditions: &[Value]) -> (Condition, Condition) {
         match phase {
             "Succeeded" => return both(false, "PodCompleted", ""),
             "Failed" => return both(false, "PodFailed", ""),
             _ => {}
         }
-        let unready: Vec<&str> = statuses.iter().filter(|s| !s.bool_at(&["ready"])).map(name_of).collect();
+        let unready: Vec<&str> = statuses.iter().filter(|s| !s.bool_at(&["ready"])).map(|s| name_of(s)).collect();
         if !unready.is_empty() {
             return both(false, "ContainersNotReady", &format!("containers with unready status: [{}]", unready.join(" ")));
         }
@@ -370,7 +411,11 @@ pub fn patch(old: &Value, new: &Value) -> Option<Value> {
         let send = match key {
             "conditions" => {
                 let had = old.list_at(&["conditions"]);
-                let changed: Vec<Value> = value.as_list().unwrap_or(&[]).iter().filter(|c| !had.contains(c)).cloned().collect();
+                let have = value.as_list().unwrap_or(&[]);
+                let mut changed: Vec<Value> = have.iter().filter(|c| !had.contains(c)).cloned().collect();
+                let kind = |c: &Value| c.str_at(&["type"]).to_string();
+                let gone = had.iter().map(kind).filter(|k| !have.iter().any(|c| kind(c) == *k));
+                changed.extend(gone.map(|k| value!({"type": k, "$patch": "delete"})));
                 if changed.is_empty() {
                     continue;
                 }

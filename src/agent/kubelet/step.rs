@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::env::{Contents, Inputs};
 use super::observe::Reason;
+use super::plan::Limits;
 use super::pod::{Pod, name_of};
-use super::spec::{ContainerInputs, Mounted, SandboxInputs, bind};
+use super::spec::{ContainerInputs, Mounted, Place, SandboxInputs, bind};
 use super::{Shared, admit, env, files, spec};
 use crate::agent::volumes::{self, Outcome};
 use crate::api::events::{EventType, Reference};
@@ -16,8 +17,16 @@ use crate::api::request::PatchType;
 use crate::api::resource;
 use crate::api::status::Status;
 use crate::api::value::Value;
-use crate::runtime::{Image, Mount};
+use crate::runtime::{ContainerId, Image, Mount, MountSource};
 use crate::value;
+
+/// What a container's start takes from what was there before.
+#[derive(Default)]
+pub struct Before {
+    /// Of the same attempt, never started: removed first.
+    pub leftovers: Vec<ContainerId>,
+    pub target: Option<ContainerId>,
+}
 
 /// One pod at the time a step began.
 pub struct Work {
@@ -53,6 +62,7 @@ impl Work {
             self.event(None, EventType::Warning, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {message}"));
             Reason { reason: "CreatePodSandboxError".to_string(), message }
         };
+        self.runtime_class().await.map_err(failed)?;
         if stale {
             shared.network.remove_pod(pod.uid()).await.map_err(failed)?;
             shared.runtime.remove_sandbox(pod.uid()).await.map_err(|e| failed(e.chain()))?;
@@ -65,9 +75,34 @@ impl Work {
         shared.network.add_pod(pod.uid(), &info.netns, ports).await.map_err(failed)
     }
 
+    /// Pods may ask for a runtime by the name of a class; this node has one.
+    async fn runtime_class(&self) -> Result<(), String> {
+        let class = self.pod().0.str_at(&["spec", "runtimeClassName"]);
+        if class.is_empty() {
+            return Ok(());
+        }
+        let found = self.shared.client.get(&resource::RUNTIMECLASSES, "", class).await;
+        let found = found.map_err(|e| if e.code == 404 { format!("RuntimeClass \"{class}\" not found") } else { e.to_string() })?;
+        match found.value().str_at(&["handler"]) {
+            "coracle" | "runc" => Ok(()),
+            handler => Err(format!("failed to get sandbox runtime: no runtime for \"{handler}\" is configured")),
+        }
+    }
+
+    pub async fn set_limits(&self, changes: Vec<Limits>) -> Result<(), Reason> {
+        for change in changes {
+            let done = match change {
+                Limits::Pod(resources) => self.shared.runtime.update_sandbox(self.pod().uid(), resources).await,
+                Limits::Container { id, resources } => self.shared.runtime.update_container(&id, resources).await,
+            };
+            done.map_err(|e| Reason { reason: "ResizeError".into(), message: e.chain() })?;
+        }
+        Ok(())
+    }
+
     /// Answers the new container's id; `Err` leaves no container behind, except one that could not be executed.
-    pub async fn start_container(&self, name: &str, attempt: u32, leftovers: Vec<String>) -> Result<String, Reason> {
-        let result = self.create_and_start(name, attempt, leftovers).await;
+    pub async fn start_container(&self, name: &str, attempt: u32, before: Before) -> Result<String, Reason> {
+        let result = self.create_and_start(name, attempt, before).await;
         if let Err(reason) = &result {
             let text = if reason.message.is_empty() { reason.reason.clone() } else { reason.message.clone() };
             match reason.reason.as_str() {
@@ -81,19 +116,21 @@ impl Work {
         result
     }
 
-    async fn create_and_start(&self, name: &str, attempt: u32, leftovers: Vec<String>) -> Result<String, Reason> {
+    async fn create_and_start(&self, name: &str, attempt: u32, before: Before) -> Result<String, Reason> {
         let (shared, pod) = (&self.shared, self.pod());
         let missing = || Reason { reason: "CreateContainerConfigError".into(), message: format!("container {name} is not in the pod") };
         let container = pod.container(name).ok_or_else(missing)?;
-        for id in leftovers {
+        for id in before.leftovers {
             shared.runtime.remove_container(&id).await.map_err(|e| runtime_reason(&e))?;
         }
-        let image = self.image(container).await?;
+        let image = self.image(name, container.str_at(&["image"]), container.str_at(&["imagePullPolicy"])).await?;
         let env = self.environment(container).await?;
         let mounts = self.mounts(container, attempt, &env).await?;
         let log_path = shared.log_path(pod, name, attempt);
         let node_memory = shared.node.memory_bytes;
-        let spec = spec::container(ContainerInputs { pod, container, attempt, image: &image, env, mounts, node_memory, log_path })?;
+        let target = before.target;
+        let inputs = ContainerInputs { pod, container, attempt, image: &image, env, mounts, node_memory, log_path, target };
+        let spec = spec::container(inputs)?;
         let id = shared.runtime.create_container(pod.uid(), spec).await.map_err(|e| runtime_reason(&e))?;
         self.event(Some(name), EventType::Normal, "Created", format!("Created container: {name}"));
         match shared.runtime.start_container(&id).await {
@@ -106,15 +143,14 @@ impl Work {
     }
 
     /// Images are only imported, never pulled yet: what is not here is an error that says so.
-    async fn image(&self, container: &Value) -> Result<Image, Reason> {
-        let reference = container.str_at(&["image"]);
+    async fn image(&self, container: &str, reference: &str, pull_policy: &str) -> Result<Image, Reason> {
         let found = self.shared.runtime.resolve(reference).await.map_err(|e| runtime_reason(&e))?;
         if let Some(image) = found {
             let message = format!("Container image \"{reference}\" already present on machine and can be accessed by the pod");
-            self.event(Some(name_of(container)), EventType::Normal, "Pulled", message);
+            self.event(Some(container), EventType::Normal, "Pulled", message);
             return Ok(image);
         }
-        if container.str_at(&["imagePullPolicy"]) == "Never" {
+        if pull_policy == "Never" {
             let message = format!("Container image \"{reference}\" is not present with pull policy of Never");
             return Err(Reason { reason: "ErrImageNeverPull".into(), message });
         }
@@ -143,6 +179,11 @@ impl Work {
         let (shared, pod) = (&self.shared, self.pod());
         let wanted = spec::wanted_mounts(container, env)?;
         let mounted = shared.volumes.set_up(pod, &shared.node, &self.ips, shared.now()).await?.mounted;
+        for volume in wanted.iter().filter_map(|w| mounted.get(&w.volume)) {
+            if let Place::Image { reference, pull_policy } = &volume.place {
+                self.image(name_of(container), reference, pull_policy).await?;
+            }
+        }
         let own = Own {
             dir: shared.volumes.pod_dir(pod.uid()),
             hosts: files::hosts(pod, &self.ips, &shared.dns.domain, &read("/etc/hosts")),
@@ -206,7 +247,12 @@ pub fn event(shared: &Shared, pod: &Value, container: Option<&str>, type_: Event
     let mut about = Reference::of(pod);
     (about.api_version, about.kind) = ("v1".into(), "Pod".into());
     if let Some(name) = container {
-        let list = if Pod(pod).is_init(name) { "initContainers" } else { "containers" };
+        let pod = Pod(pod);
+        let list = match (pod.is_init(name), pod.is_ephemeral(name)) {
+            (true, _) => "initContainers",
+            (_, true) => "ephemeralContainers",
+            (false, false) => "containers",
+        };
         about = about.with_field_path(format!("spec.{list}{{{name}}}"));
     }
     shared.recorder.event(&about, type_, reason, message);
@@ -261,13 +307,16 @@ impl Own {
 
 fn mount(wanted: &spec::Wanted, mounted: &std::collections::BTreeMap<String, Mounted>) -> Result<Mount, String> {
     let volume = mounted.get(&wanted.volume).ok_or_else(|| format!("no volume named \"{}\"", wanted.volume))?;
-    let path = match wanted.sub_path.as_str() {
-        "" => volume.path.clone(),
-        sub => volumes::sub_path(&volume.path, sub)?,
+    let source = match &volume.place {
+        Place::Image { reference, .. } => MountSource::Image { reference: reference.clone(), sub_path: wanted.sub_path.clone() },
+        Place::Directory(path) if wanted.sub_path.is_empty() => MountSource::Host(path.clone()),
+        Place::Directory(path) => MountSource::Host(volumes::sub_path(path, &wanted.sub_path)?),
     };
     Ok(Mount {
+        source,
+        target: wanted.target.clone(),
+        readonly: wanted.readonly || volume.readonly,
         recursive_readonly: wanted.recursive_readonly,
         propagation: wanted.propagation,
-        ..bind(path, &wanted.target, wanted.readonly || volume.readonly)
     })
 }

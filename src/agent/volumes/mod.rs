@@ -18,7 +18,7 @@ use crate::agent::clock::{self, Millis};
 use crate::agent::kubelet::env::{Contents, Kind, NodeFacts};
 use crate::agent::kubelet::observe::Reason;
 use crate::agent::kubelet::pod::Pod;
-use crate::agent::kubelet::spec::Mounted;
+use crate::agent::kubelet::spec::{Mounted, Place};
 use crate::api::client::Client;
 use crate::api::request::Response;
 use crate::api::resource;
@@ -132,12 +132,13 @@ impl Volumes {
                 let path = self.pod_dir(pod.uid()).join("volumes").join(&wanted.name);
                 let dir = path.clone();
                 blocking(move || empty_dir::set_up(&dir, memory, size_bytes, owner.group)).await?;
-                Ok(Mounted { path, readonly: false })
+                Ok(Mounted { place: Place::Directory(path), readonly: false })
             }
+            Source::Image { reference, pull_policy } => Ok(Mounted { place: Place::Image { reference, pull_policy }, readonly: true }),
             Source::HostPath { path, kind } => {
                 let set_up = tokio::task::spawn_blocking(move || host_path::set_up(&path, &kind)).await;
                 let path = set_up.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
-                Ok(Mounted { path, readonly: false })
+                Ok(Mounted { place: Place::Directory(path), readonly: false })
             }
             Source::Projected(projection) => {
                 let base = if projection.secret { self.secrets.join(pod.uid()) } else { self.pod_dir(pod.uid()).join("volumes") };
@@ -148,7 +149,7 @@ impl Volumes {
                 let files = projected::payload(&projection, &inputs)?;
                 let (dir, stamp) = (path.clone(), now.to_string());
                 blocking(move || projected::write(&dir, &files, owner.group, &stamp)).await?;
-                Ok(Mounted { path, readonly: true })
+                Ok(Mounted { place: Place::Directory(path), readonly: true })
             }
         }
     }

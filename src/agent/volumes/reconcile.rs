@@ -16,6 +16,7 @@ pub struct Wanted {
 pub enum Source {
     EmptyDir { memory: bool, size_bytes: Option<u64> },
     HostPath { path: String, kind: String },
+    Image { reference: String, pull_policy: String },
     Projected(Projection),
 }
 
@@ -65,6 +66,9 @@ fn source(volume: &Value) -> Result<Source, Reason> {
     };
     if let Some(v) = volume.at(&["hostPath"]) {
         return Ok(Source::HostPath { path: v.str_at(&["path"]).to_string(), kind: v.str_at(&["type"]).to_string() });
+    }
+    if let Some(v) = volume.at(&["image"]) {
+        return Ok(Source::Image { reference: v.str_at(&["reference"]).to_string(), pull_policy: v.str_at(&["pullPolicy"]).to_string() });
     }
     if let Some(v) = volume.at(&["configMap"]) {
         return Ok(projection(v, vec![config_map(v)]));

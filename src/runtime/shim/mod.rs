@@ -31,7 +31,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
 use self::helper::{Create, Exec, Helper, Stdio, parse_failure, set_oom_score};
 use self::protocol::{Call, Failure, FailureKind, Reply, Setup, Status, encode};
-use self::stdio::{Log, Pump};
+use self::stdio::{Attached, Input, Log, Pump, Typed};
 use super::State;
 use super::cgroup::Cgroups;
 use super::log::Stream;
@@ -131,7 +131,10 @@ struct Container {
     pumps: Vec<Pump>,
     log: Log,
     /// Kept open so that a reader of standard input waits instead of seeing its end.
-    _stdin: Option<OwnedFd>,
+    stdin: Option<Input>,
+    /// Its standard streams are one terminal.
+    terminal: bool,
+    attached: Vec<Attached>,
     /// Where the waiting init will tell that it could not exec.
     errors: Option<OwnedFd>,
     start: Option<u64>,
@@ -158,6 +161,10 @@ enum Token {
     Helper(i32),
     Start(String),
     Pump(String, usize),
+    /// The container can take more.
+    Input(String),
+    /// The attached client of this connection typed.
+    Typed(String, u64),
 }
 
 fn failure(kind: FailureKind, message: impl Into<String>) -> Reply {
@@ -213,10 +220,12 @@ impl Shim {
                 Token::Helper(pid) => self.finish_helper(pid),
                 Token::Start(id) => self.finish_start(&id),
                 Token::Pump(id, at) => {
-                    if let Some(container) = self.containers.get_mut(&id) {
-                        container.pumps[at].turn(&mut container.log);
+                    if let Some(Container { pumps, log, attached, .. }) = self.containers.get_mut(&id) {
+                        pumps[at].turn(log, attached);
                     }
                 }
+                Token::Input(id) => self.give_input(&id),
+                Token::Typed(id, connection) => self.take_input(&id, connection),
             }
         }
         self.expire();
@@ -226,6 +235,7 @@ impl Shim {
     fn wait(&self) -> io::Result<Vec<Token>> {
         let mut tokens = vec![Token::Listener, Token::Signals];
         let mut polled = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut waiting_to_write = Vec::new();
         let mut add = |token, descriptor| {
             tokens.push(token);
             polled.push(PollFd::new(descriptor, PollFlags::POLLIN));
@@ -245,6 +255,23 @@ impl Shim {
                     add(Token::Pump(id.clone(), at), descriptor);
                 }
             }
+            if let Some(input) = &container.stdin {
+                // Nobody is read from while the container has not taken what was typed before.
+                match input.waiting() {
+                    Some(target) => waiting_to_write.push((Token::Input(id.clone()), target)),
+                    None => {
+                        for client in &container.attached {
+                            if let Some(stdin) = &client.stdin {
+                                add(Token::Typed(id.clone(), client.connection), stdin.as_fd());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        for (token, target) in waiting_to_write {
+            tokens.push(token);
+            polled.push(PollFd::new(target, PollFlags::POLLOUT));
         }
         // Deadlines are rare and coarse: looking once a second while one is set is enough.
         let waiting = !self.helpers.is_empty() || self.shutdown.is_some();
@@ -280,6 +307,7 @@ impl Shim {
             // Who asked is gone; what was asked goes on.
             Ok(None) | Err(_) => {
                 self.connections.remove(&id);
+                self.detach(id);
                 return;
             }
         };
@@ -305,16 +333,17 @@ impl Shim {
     /// `None`: the answer comes later.
     fn call(&mut self, connection: u64, call: Call, descriptors: Vec<OwnedFd>) -> Option<Reply> {
         match call {
-            Call::Create { id, cgroup, log_path, stdin, tty, shared_pids } => {
+            Call::Create { id, cgroup, log_path, stdin, stdin_once, tty, shared_pids } => {
                 if self.containers.contains_key(&id) || self.shutdown.is_some() {
                     return Some(failure(FailureKind::Create, format!("container {id} exists or the sandbox is going")));
                 }
-                let created = self.create(connection, &id, cgroup, &log_path, stdin, tty, shared_pids);
+                let created = self.create(connection, &id, cgroup, &log_path, (stdin, stdin_once), tty, shared_pids);
                 created.err().map(|error| failure(FailureKind::Create, error.to_string()))
             }
             Call::Start { id } => self.start(connection, &id).err(),
             Call::Kill { id, signal } => Some(self.kill(&id, signal)),
             Call::Delete { id } => self.delete(connection, &id),
+            Call::Attach { id, stdin, stdout, stderr } => self.attach(connection, &id, [stdin, stdout, stderr], descriptors).err(),
             Call::Exec { id, process, tty } => self.exec(connection, &id, &process, tty, descriptors).err(),
             Call::KillExec => {
                 if let Some(pid) = self.connections.get(&connection).and_then(|connection| connection.exec) {
@@ -352,7 +381,7 @@ impl Shim {
         id: &str,
         cgroup: String,
         log_path: &str,
-        stdin: bool,
+        (stdin, stdin_once): (bool, bool),
         tty: bool,
         shared_pids: bool,
     ) -> io::Result<()> {
@@ -369,7 +398,7 @@ impl Shim {
             pumps.push(Pump::new(stderr, Stream::Stderr)?);
             let their_stdin = if stdin {
                 let (read, write) = pipe()?;
-                kept_stdin = Some(write);
+                kept_stdin = Some(Input::new(write, stdin_once)?);
                 read
             } else {
                 File::open("/dev/null")?.into()
@@ -390,7 +419,9 @@ impl Shim {
             shared_pids,
             pumps,
             log: Log::open(log_path)?,
-            _stdin: kept_stdin,
+            stdin: kept_stdin,
+            terminal: false,
+            attached: Vec::new(),
             errors: Some(errors),
             start: None,
             delete: None,
@@ -438,6 +469,50 @@ impl Shim {
         Ok(())
     }
 
+    fn attach(&mut self, connection: u64, id: &str, wanted: [bool; 3], descriptors: Vec<OwnedFd>) -> Result<(), Reply> {
+        self.running(id)?;
+        let other = |error: io::Error| failure(FailureKind::Other, format!("attach to container {id}: {error}"));
+        let streams: Result<[OwnedFd; 3], _> = descriptors.try_into();
+        let streams = streams.map_err(|_| failure(FailureKind::Other, "an attach needs three descriptors"))?;
+        let attached = Attached::new(connection, streams, wanted).map_err(other)?;
+        let (Some(container), Some(one)) = (self.containers.get_mut(id), self.connections.get(&connection)) else { return Ok(()) };
+        let reply = encode(&Reply::ExecStarted { pid: container.pid });
+        let terminal: Vec<_> = container.terminal.then(|| container.stdin.as_ref().map(Input::descriptor)).flatten().into_iter().collect();
+        socket::send(&one.socket, &reply, &terminal).map_err(other)?;
+        container.attached.push(attached);
+        Ok(())
+    }
+
+    /// Who asked is gone.
+    fn detach(&mut self, connection: u64) {
+        for container in self.containers.values_mut() {
+            container.attached.retain(|client| client.connection != connection);
+        }
+    }
+
+    fn give_input(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if container.stdin.as_mut().is_some_and(|input| input.give() == Typed::Closed) {
+            container.stdin = None;
+        }
+    }
+
+    fn take_input(&mut self, id: &str, connection: u64) {
+        let Some(Container { stdin: Some(input), attached, .. }) = self.containers.get_mut(id) else { return };
+        let Some(client) = attached.iter_mut().find(|client| client.connection == connection) else { return };
+        let Some(from) = &mut client.stdin else { return };
+        match input.take(from) {
+            Typed::More => {}
+            Typed::End => client.stdin = None,
+            Typed::Closed => {
+                client.stdin = None;
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.stdin = None;
+                }
+            }
+        }
+    }
+
     fn finish_helper(&mut self, pid: i32) {
         let Some(at) = self.helpers.iter().position(|job| job.helper.pid.as_raw() == pid) else { return };
         let job = self.helpers.swap_remove(at);
@@ -466,6 +541,8 @@ impl Shim {
     fn created(&mut self, connection: u64, mut container: Container, pid: i32, descriptors: Vec<OwnedFd>) {
         container.pid = pid;
         for master in descriptors {
+            container.terminal = true;
+            container.stdin = master.try_clone().and_then(|input| Input::new(input, false)).ok();
             container.pumps.extend(Pump::new(master, Stream::Stdout));
         }
         let id = container.status.id.clone();
@@ -626,8 +703,8 @@ impl Shim {
         if container.shared_pids {
             self.cgroups.kill(&container.cgroup);
         }
-        let Container { pumps, log, .. } = container;
-        pumps.iter_mut().for_each(|pump| pump.drain(log));
+        let Container { pumps, log, attached, .. } = container;
+        pumps.iter_mut().for_each(|pump| pump.drain(log, attached));
         if log.lost_bytes > 0 {
             eprintln!("shim: {} bytes of the log of {id} could not be written", log.lost_bytes);
         }
@@ -648,7 +725,12 @@ impl Shim {
             eprintln!("shim: record exit of {id}: {error}");
         }
         let delete = container.delete.take();
+        container.stdin = None;
+        let attached: Vec<u64> = container.attached.drain(..).map(|client| client.connection).collect();
         self.publish(id);
+        for client in attached {
+            self.answer(client, &Reply::ExecExited { code: shell_code(code) });
+        }
         if let Some(connection) = delete {
             self.forget(id);
             self.answer(connection, &Reply::Done);

@@ -40,6 +40,9 @@ pub enum Call {
         cgroup: String,
         log_path: String,
         stdin: bool,
+        /// Standard input ends with the first one who was attached to it.
+        #[serde(default)]
+        stdin_once: bool,
         tty: bool,
         shared_pids: bool,
     },
@@ -62,6 +65,14 @@ pub enum Call {
     },
     /// On the connection of an exec, after its first reply.
     KillExec,
+    /// The container's streams from now on. Three descriptors travel along; streams not named are left alone. The first reply
+    /// brings the terminal, if there is one; `ExecExited` follows when the container has ended.
+    Attach {
+        id: String,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
     ReopenLog {
         id: String,
     },

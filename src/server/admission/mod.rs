@@ -7,6 +7,7 @@ pub mod default_tolerations;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod priority;
+pub mod runtime_class;
 pub mod service_account;
 pub mod taint_nodes;
 
@@ -24,5 +25,6 @@ pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
         Box::new(taint_nodes::TaintNodesByCondition),
         Box::new(priority::Priority),
         Box::new(default_tolerations::DefaultTolerationSeconds),
+        Box::new(runtime_class::RuntimeClass),
     ]
 }

@@ -28,6 +28,7 @@ fn container(name: &str, attempt: u32, state: State) -> Container {
         started_at: Some(NOW - 5000),
         finished_at: matches!(state, State::Exited { .. }).then_some(NOW - 1000),
         state,
+        limits: Resources::default(),
     }
 }
 
@@ -157,4 +158,77 @@ fn after_a_reboot_attempts_go_on_from_what_was_reported() {
 fn what_is_not_supported_is_left_alone() {
     let observed = Observed { unsupported: Some("x".into()), ..Observed::default() };
     assert_eq!(run(&pod("Always"), &observed), []);
+}
+
+fn sidecar_pod() -> Value {
+    value!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"restartPolicy": "Never", "terminationGracePeriodSeconds": 30,
+        "initContainers": [{"name": "s1", "image": "x", "restartPolicy": "Always"}, {"name": "i", "image": "x"}, {"name": "s2", "image": "x", "restartPolicy": "Always"}],
+        "containers": [{"name": "a", "image": "x"}]}})
+}
+
+#[test]
+fn sidecars_start_in_order_and_stay() {
+    let p = sidecar_pod();
+    let running = |name: &str| container(name, 0, State::Running);
+    assert_eq!(run(&p, &ready()), [start("s1", 0)]);
+    let unstarted = Probes([("s10".to_string(), Verdicts { started: false, ready: false, doomed: None })].into());
+    assert_eq!(plan(Pod(&p), &with(vec![running("s1")]), &unstarted, NOW), [], "its startup probe has not passed");
+    assert_eq!(run(&p, &with(vec![running("s1")])), [start("i", 0)]);
+    assert_eq!(run(&p, &with(vec![exited("s1", 0, 1), running("i")])), [start("s1", 1)]);
+    assert_eq!(run(&p, &with(vec![running("s1"), exited("i", 0, 0)])), [start("s2", 0)]);
+    assert_eq!(run(&p, &with(vec![running("s1"), exited("i", 0, 0), running("s2")])), [start("a", 0)]);
+    let all = with(vec![running("s1"), exited("i", 0, 0), exited("s2", 0, 0), running("a")]);
+    assert_eq!(run(&p, &all), [start("s2", 1)]);
+}
+
+#[test]
+fn sidecars_end_after_the_others_the_last_one_first() {
+    let mut p = sidecar_pod();
+    let running = |name: &str| container(name, 0, State::Running);
+    let done = with(vec![running("s1"), exited("i", 0, 0), running("s2"), exited("a", 0, 0)]);
+    assert_eq!(run(&p, &done), [stop("s2", 0, 30, Why::Ended)]);
+    p.set(&["metadata", "deletionTimestamp"], "2023-11-14T22:13:25Z");
+    p.set(&["metadata", "deletionGracePeriodSeconds"], 10);
+    let all = with(vec![running("s1"), exited("i", 0, 0), running("s2"), running("a")]);
+    assert_eq!(run(&p, &all), [stop("a", 0, 10, Why::Deleted), Step::Wake { at: NOW + 5000 }]);
+    let last = with(vec![running("s1"), exited("s2", 0, 0), exited("a", 0, 0)]);
+    assert_eq!(run(&p, &last), [stop("s1", 0, 5, Why::Deleted)]);
+    let late = plan(Pod(&p), &all, &Probes::default(), NOW + 5000);
+    assert_eq!(late, [stop("a", 0, 10, Why::Deleted), stop("s2", 0, 1, Why::Deleted), stop("s1", 0, 1, Why::Deleted)]);
+}
+
+#[test]
+fn an_ephemeral_container_starts_once() {
+    let mut p = pod("Always");
+    p.set(&["spec", "ephemeralContainers"], value!([{"name": "e", "image": "x"}]));
+    let rest = || vec![container("a", 0, State::Running), container("b", 0, State::Running)];
+    assert_eq!(run(&p, &with(rest())), [start("e", 0)]);
+    assert_eq!(run(&p, &with([rest(), vec![exited("e", 0, 1)]].concat())), []);
+    p.set(&["status", "ephemeralContainerStatuses"], value!([{"name": "e", "containerID": "coracle://old"}]));
+    assert_eq!(run(&p, &with(rest())), []);
+}
+
+#[test]
+fn limits_widen_before_and_narrow_after_the_containers() {
+    let spec = |cpu: &str, policy: &str| {
+        value!({"metadata": {"uid": "u"}, "spec": {"containers": [{"name": "a", "image": "x", "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}],
+            "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}}]}})
+    };
+    let (small, large) = (spec("100m", "NotRequired"), spec("200m", "NotRequired"));
+    let held = |pod: &Value| {
+        let running = Container { limits: spec::limits(&Pod(pod).containers()[0]), ..container("a", 0, State::Running) };
+        Observed { limits: spec::pod_limits(Pod(pod)), ..with(vec![running]) }
+    };
+    assert_eq!(run(&small, &held(&small)), []);
+    let change = |pod: &Value| Limits::Container { id: "a0".into(), resources: spec::resources(Pod(pod), &Pod(pod).containers()[0], 0) };
+    let of_pod = |pod: &Value| Limits::Pod(spec::pod_limits(Pod(pod)));
+    assert_eq!(run(&large, &held(&small)), [Step::SetLimits { changes: vec![of_pod(&large), change(&large)] }]);
+    assert_eq!(run(&small, &held(&large)), [Step::SetLimits { changes: vec![change(&small), of_pod(&small)] }]);
+    let restart = spec("200m", "RestartContainer");
+    let steps = run(&restart, &held(&small));
+    assert_eq!(steps, [stop("a", 0, 30, Why::Resized), Step::SetLimits { changes: vec![of_pod(&large)] }]);
+    let mut stopped = held(&small);
+    stopped.containers = vec![exited("a", 0, 0)];
+    stopped.replaced.insert("a0".into());
+    assert!(run(&restart, &stopped).contains(&start("a", 1)));
 }

@@ -21,6 +21,7 @@ fn container(state: State) -> Container {
         started_at: Some(NOW - 5000),
         finished_at: matches!(state, State::Exited { .. }).then_some(NOW - 1000),
         state,
+        limits: crate::runtime::Resources::default(),
     }
 }
 
@@ -156,4 +157,46 @@ fn a_container_lost_in_a_reboot_becomes_the_last_state() {
     let c = &s.list_at(&["containerStatuses"])[0];
     assert_eq!(c.str_at(&["lastState", "terminated", "reason"]), "ContainerStatusUnknown");
     assert_eq!((c.i64_at(&["restartCount"]), c.i64_at(&["lastState", "terminated", "exitCode"])), (Some(2), Some(137)));
+}
+
+#[test]
+fn sidecars_count_for_readiness_and_not_for_the_end() {
+    let mut p = pod("Never");
+    p.set(&["spec", "initContainers"], value!([{"name": "s", "image": "x", "restartPolicy": "Always"}]));
+    let sidecar = || Container { id: "s1".into(), name: "s".into(), ..container(State::Running) };
+    let s = run(&p, &observed(vec![sidecar(), container(State::Running)]));
+    let side = &s.list_at(&["initContainerStatuses"])[0];
+    assert!(side.bool_at(&["ready"]) && side.bool_at(&["started"]));
+    assert_eq!((condition(&s, "Ready").0.as_str(), s.str_at(&["phase"])), ("True", "Running"));
+    let unready = Probes([("s1".to_string(), Verdicts { started: true, ready: false, doomed: None })].into());
+    let s = status(Pod(&p), &observed(vec![sidecar(), container(State::Running)]), &unready, NOW);
+    assert_eq!(condition(&s, "ContainersReady").2, "containers with unready status: [s]");
+    let s = run(&p, &observed(vec![sidecar(), exited(0)]));
+    assert_eq!(s.str_at(&["phase"]), "Running", "the sidecar is still to be stopped");
+    let ended = Container { id: "s1".into(), name: "s".into(), ..exited(143) };
+    assert_eq!(run(&p, &observed(vec![ended, exited(0)])).str_at(&["phase"]), "Succeeded");
+}
+
+#[test]
+fn a_resize_shows_until_it_is_done_or_says_why_it_waits() {
+    let mut p = pod("Always");
+    p.set(&["spec", "containers"], value!([{"name": "a", "image": "x", "resources": {"requests": {"cpu": "200m"}}}]));
+    p.set(&["status", "containerStatuses"], value!([{"name": "a", "resources": {"requests": {"cpu": "100m"}}}]));
+    let held = |cpu: &str| crate::runtime::Resources { ..spec::limits(&value!({"resources": {"requests": {"cpu": cpu}}})) };
+    let with = |cpu: &str| {
+        let running = Container { limits: held(cpu), ..container(State::Running) };
+        Observed { limits: held(cpu), ..observed(vec![running]) }
+    };
+    let s = run(&p, &with("100m"));
+    assert_eq!(condition(&s, "PodResizeInProgress").0, "True");
+    let c = &s.list_at(&["containerStatuses"])[0];
+    assert_eq!((c.str_at(&["allocatedResources", "cpu"]), c.str_at(&["resources", "requests", "cpu"])), ("200m", "100m"));
+    p.set(&["status"], s.clone());
+    let done = run(&p, &with("200m"));
+    assert!(!done.list_at(&["conditions"]).iter().any(|c| c.str_at(&["type"]) == "PodResizeInProgress"));
+    assert_eq!(done.list_at(&["containerStatuses"])[0].str_at(&["resources", "requests", "cpu"]), "200m");
+    let sent = patch(&s, &done).unwrap();
+    assert!(sent.list_at(&["conditions"]).contains(&value!({"type": "PodResizeInProgress", "$patch": "delete"})));
+    let waiting = Observed { resize: Resize::Deferred("later".into()), ..with("200m") };
+    assert_eq!(condition(&run(&p, &waiting), "PodResizePending"), ("True".into(), "Deferred".into(), "later".into()));
 }
