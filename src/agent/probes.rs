@@ -326,7 +326,8 @@ async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), String> 
     let address = authority(host, port);
     let broken = |e: hyper::Error| format!("rpc error: code = Unavailable desc = {e}");
     let connected = TcpStream::connect((host, port)).await;
-    let stream = connected.map_err(|e| format!("error: failed to connect service at \"{address}\": dial tcp {address}: {}", dial_text(&e)))?;
+    let stream =
+        connected.map_err(|e| format!("error: failed to connect service at \"{address}\": dial tcp {address}: {}", dial_text(&e)))?;
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(broken)?;
     let driving = crate::task::spawn("grpc-probe", async move {
         // How it ends shows on the request.
@@ -342,7 +343,10 @@ async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), String> 
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
         let head = response.headers().clone();
-        let body = Limited::new(response.into_body(), 64 << 10).collect().await.map_err(|e| format!("rpc error: code = Unavailable desc = {e}"))?;
+        let body = Limited::new(response.into_body(), 64 << 10)
+            .collect()
+            .await
+            .map_err(|e| format!("rpc error: code = Unavailable desc = {e}"))?;
         let trailers = body.trailers().cloned().unwrap_or_default();
         let said = |name: &str| {
             let value = trailers.get(name).or_else(|| head.get(name)).and_then(|v| v.to_str().ok());
@@ -355,7 +359,9 @@ async fn grpc_check(host: &str, port: u16, service: &str) -> Result<(), String> 
     let (status, code, message, body) = answer?;
     match (status.as_u16(), code.as_str()) {
         (200, "0" | "") => {}
-        (_, "12") => return Err(format!("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}")),
+        (_, "12") => {
+            return Err(format!("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}"));
+        }
         (_, code) => return Err(format!("error: health rpc failed: rpc error: code = {code} desc = {message}")),
     }
     match health_status(&body) {
@@ -499,7 +505,8 @@ mod tests {
                     let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]));
                     Ok::<_, std::convert::Infallible>(http::Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers))))))
                 });
-                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                let _ =
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
             }
         });
         let grpc = handler(&value!({"grpc": {"port": i64::from(port), "service": "up"}}), &value!({}), "127.0.0.1").unwrap();

@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn sidecars_count_beside_the_others() {
         let c = |cpu: &str, policy: &str| serde_json::json!({"restartPolicy": policy, "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu}}});
-        let pod = value!({"spec": {"initContainers": [c("1", "Always"), c("5", ""), c("1", "Always")], "containers": [c("2", ""), c("1", "")]}});
+        let pod =
+            value!({"spec": {"initContainers": [c("1", "Always"), c("5", ""), c("1", "Always")], "containers": [c("2", ""), c("1", "")]}});
         assert_eq!((requests(&pod).0, pod_limit(&pod, "cpu", millis)), (6000, Some(6000)));
         let pod = value!({"spec": {"initContainers": [c("1", "Always")], "containers": [c("2", "")], "overhead": {"cpu": "10m"}}});
         assert_eq!(requests(&pod).0, 3010);

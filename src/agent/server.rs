@@ -306,13 +306,8 @@ fn wanted(query: &[(String, String)]) -> Result<Wanted, String> {
 /// How a connection goes on after its request.
 #[derive(Debug)]
 enum Upgrade {
-    WebSocket {
-        protocol: &'static str,
-        key: String,
-    },
-    Spdy {
-        protocol: &'static str,
-    },
+    WebSocket { protocol: &'static str, key: String },
+    Spdy { protocol: &'static str },
 }
 
 impl Upgrade {
@@ -346,12 +341,7 @@ impl Upgrade {
 const STREAM_PROTOCOL: header::HeaderName = header::HeaderName::from_static("x-stream-protocol-version");
 
 /// What both sides can speak, by our preference over WebSocket and by the client's over SPDY; or the refusal.
-fn handshake(
-    method: &Method,
-    headers: &HeaderMap,
-    websocket: &[&'static str],
-    spdy: &[&'static str],
-) -> Result<Upgrade, Box<Reply>> {
+fn handshake(method: &Method, headers: &HeaderMap, websocket: &[&'static str], spdy: &[&'static str]) -> Result<Upgrade, Box<Reply>> {
     let get = |name: header::HeaderName| headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(",");
     let refuse = |code, message: &str| Err(Box::new(text(code, message)));
     let upgrade = get(header::UPGRADE).to_lowercase();
@@ -410,7 +400,8 @@ mod tests {
         assert_eq!(spdy("v9, v3.channel.k8s.io, v4.channel.k8s.io"), Ok("v3.channel.k8s.io"));
         assert_eq!(spdy(""), Ok("channel.k8s.io"));
         assert_eq!(spdy("v9"), Err(403));
-        let ws = |offers: &str| agree(Method::GET, &[("upgrade", "websocket"), ("sec-websocket-key", "k"), ("sec-websocket-protocol", offers)]);
+        let ws =
+            |offers: &str| agree(Method::GET, &[("upgrade", "websocket"), ("sec-websocket-key", "k"), ("sec-websocket-protocol", offers)]);
         assert_eq!(ws("channel.k8s.io, v5.channel.k8s.io"), Ok("v5.channel.k8s.io"));
         assert_eq!(ws("v9"), Err(403));
         assert_eq!(agree(Method::GET, &[]), Err(400));

@@ -444,11 +444,9 @@ impl Error {
             Error::InvalidReference { .. } => "InvalidImageName",
             Error::Image { .. } => "ErrImagePull",
             Error::SandboxNotFound { .. } | Error::Sandbox { .. } | Error::Shim { .. } => "CreatePodSandboxError",
-            Error::ContainerNotFound { .. }
-            | Error::NotRunning { .. }
-            | Error::Start { .. }
-            | Error::Exec { .. }
-            | Error::Dial { .. } => "RunContainerError",
+            Error::ContainerNotFound { .. } | Error::NotRunning { .. } | Error::Start { .. } | Error::Exec { .. } | Error::Dial { .. } => {
+                "RunContainerError"
+            }
             Error::Create { .. } | Error::Io { .. } => "CreateContainerError",
         }
     }

@@ -35,8 +35,13 @@ impl Protocol {
     }
 
     fn of(headers: &HeaderMap) -> Option<Protocol> {
-        let offers: Vec<&str> =
-            headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
+        let offers: Vec<&str> = headers
+            .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(|v| v.split(','))
+            .map(str::trim)
+            .collect();
         if offers.is_empty() {
             return Some(Protocol::Plain);
         }
@@ -112,7 +117,10 @@ mod tests {
             }
             Protocol::of(&headers)
         };
-        assert_eq!([of(""), of("x, binary.k8s.io"), of("base64.binary.k8s.io"), of("x")], [Some(Protocol::Plain), Some(Protocol::Binary), Some(Protocol::Base64), None]);
+        assert_eq!(
+            [of(""), of("x, binary.k8s.io"), of("base64.binary.k8s.io"), of("x")],
+            [Some(Protocol::Plain), Some(Protocol::Binary), Some(Protocol::Base64), None]
+        );
         assert_eq!(Protocol::Base64.message("hi".into()), Message::text("aGk="));
     }
 }

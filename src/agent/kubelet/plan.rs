@@ -144,7 +144,8 @@ impl Plan<'_> {
         let deadline = self.pod.deletion_deadline().filter(|_| self.pod.is_deleting());
         let is_late = deadline.is_some_and(|at| at <= self.now);
         let others: Vec<&Container> = self.observed.running().filter(|c| !self.pod.is_sidecar(&c.name)).collect();
-        let sidecars: Vec<&Container> = self.pod.sidecars().rev().filter_map(|c| self.observed.latest(name_of(c))).filter(|c| c.is_running()).collect();
+        let sidecars: Vec<&Container> =
+            self.pod.sidecars().rev().filter_map(|c| self.observed.latest(name_of(c))).filter(|c| c.is_running()).collect();
         let left = deadline.map_or(grace_seconds, |at| ((at - self.now) / 1000).clamp(1, grace_seconds));
         let mut steps: Vec<Step> = others.iter().map(|c| stop(c, grace_seconds, why.clone())).collect();
         let turn = if is_late { sidecars.len() } else { usize::from(others.is_empty()) };

@@ -40,7 +40,8 @@ impl Backoff {
 /// May container `name` run again after it ended with `code`? Its own rules come before its own policy, that before the pod's.
 pub fn restarts(pod: Pod, name: &str, code: i32) -> bool {
     let Some(container) = pod.container(name).filter(|_| !pod.is_ephemeral(name)) else { return false };
-    let by_rule = container.list_at(&["restartPolicyRules"]).iter().any(|rule| rule.str_at(&["action"]) == "Restart" && applies(rule, code));
+    let by_rule =
+        container.list_at(&["restartPolicyRules"]).iter().any(|rule| rule.str_at(&["action"]) == "Restart" && applies(rule, code));
     if by_rule {
         return true;
     }
@@ -115,7 +116,9 @@ pub fn outcome(pod: Pod, observed: &Observed) -> Option<&'static str> {
     for container in pod.containers() {
         let name = name_of(container);
         match observed.latest(name) {
-            Some(Container { id, state: State::Exited { code, .. }, .. }) if !observed.replaced.contains(id) && !restarts(pod, name, *code) => {
+            Some(Container { id, state: State::Exited { code, .. }, .. })
+                if !observed.replaced.contains(id) && !restarts(pod, name, *code) =>
+            {
                 failed |= *code != 0;
             }
             _ => return None,

@@ -223,8 +223,7 @@ const WORDS: &str = "options head post put delete trace accept accept-charset ac
     content-range content-type date etag expect expires from host if-match if-modified-since if-none-match if-range if-unmodified-since \
     last-modified location max-forwards pragma proxy-authenticate proxy-authorization range referer retry-after server te trailer \
     transfer-encoding upgrade user-agent vary via warning www-authenticate method get status";
-const MORE_WORDS: [&str; 10] =
-    ["200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive", "origin", "", ""];
+const MORE_WORDS: [&str; 10] = ["200 OK", "version", "HTTP/1.1", "url", "public", "set-cookie", "keep-alive", "origin", "", ""];
 const CODES: &str = "100101201202205206300302303304305306307402405406407408409410411412413414415416417502504505";
 const TAIL: &str = "203 Non-Authoritative Information204 No Content301 Moved Permanently400 Bad Request401 Unauthorized403 Forbidden404 \
     Not Found500 Internal Server Error501 Not Implemented503 Service Unavailable\
@@ -379,7 +378,8 @@ struct Channels {
 /// Waits until the client has opened all it asked for. `None`: it went away.
 async fn channels(streams: &mut mpsc::Receiver<Stream>, protocol: &str, wanted: Wanted) -> Option<Channels> {
     let sizes = wanted.tty && matches!(protocol, "v3.channel.k8s.io" | "v4.channel.k8s.io");
-    let names = [("error", true), ("stdin", wanted.stdin), ("stdout", wanted.stdout), ("stderr", wanted.stderr && !wanted.tty), ("resize", sizes)];
+    let names =
+        [("error", true), ("stdin", wanted.stdin), ("stdout", wanted.stdout), ("stderr", wanted.stderr && !wanted.tty), ("resize", sizes)];
     let missing = |found: &HashMap<String, Stream>| names.iter().any(|(name, wanted)| *wanted && !found.contains_key(*name));
     let mut found: HashMap<String, Stream> = HashMap::new();
     while missing(&found) {

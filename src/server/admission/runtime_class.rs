@@ -70,7 +70,11 @@ fn apply(pod: &mut Value, class: &Value) -> std::result::Result<(), String> {
     for (key, value) in class.map_at(&["scheduling", "nodeSelector"]).into_iter().flat_map(|m| m.iter()) {
         match pod.at(&["spec", "nodeSelector", key]) {
             Some(own) if own != value => {
-                let why = format!("conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}", text(value), text(own));
+                let why = format!(
+                    "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                    text(value),
+                    text(own)
+                );
                 return Err(why);
             }
             _ => pod.set(&["spec", "nodeSelector", key], value.clone()),
