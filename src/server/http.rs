@@ -73,17 +73,18 @@ struct Caller {
 /// Serves connections from one pipeline.
 pub struct Front {
     pub(super) pipeline: Arc<Pipeline>,
-    /// To kubelets.
-    connector: Connector,
+    /// To kubelets and backends.
+    connectors: proxy::Connectors,
     requests: Arc<Semaphore>,
     pub(super) started: std::time::Instant,
 }
 
 impl Front {
-    pub fn new(pipeline: Arc<Pipeline>, connector: Connector) -> Arc<Front> {
+    pub fn new(pipeline: Arc<Pipeline>, kubelet: Connector) -> Arc<Front> {
         #[allow(clippy::disallowed_methods)] // Uptime alone; nothing decides by it.
         let started = std::time::Instant::now();
-        Arc::new(Front { pipeline, connector, requests: Arc::new(Semaphore::new(REQUESTS_MAX)), started })
+        let connectors = proxy::Connectors { kubelet, anyone: Connector::trusting_anyone() };
+        Arc::new(Front { pipeline, connectors, requests: Arc::new(Semaphore::new(REQUESTS_MAX)), started })
     }
 
     /// Serves one connection until its peer closes it or `shutdown` does.
@@ -201,7 +202,10 @@ impl Front {
             self.pipeline.admit_connect(&request)?;
             let (head, body) = http.into_parts();
             let Some(incoming) = body.into_incoming() else { return Err(Status::bad_request("this request must be upgraded").into()) };
-            let connected = proxy::connect(&self.connector, &**self.pipeline.access(), &request, Request::from_parts(head, incoming)).await;
+            let connected = {
+                let http = Request::from_parts(head, incoming);
+                proxy::connect(&self.connectors, &**self.pipeline.access(), &request, http, caller.peer.remote).await
+            };
             return connected.map_err(Refused::from);
         }
         request.options = route::options(target.verb, query).map_err(Refused::flow)?;

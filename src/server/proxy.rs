@@ -1,8 +1,14 @@
 //! Connect subresources: `log` is streamed from, `exec`, `attach` and `portforward` are spliced to, the kubelet of the pod's node
-//! over mutual TLS.
+//! over mutual TLS; `proxy` goes to pods, services and nodes themselves ([`backend`]).
 //!
-//! Which node, container and path is decided by the plain functions [`target`] and [`kubelet_path`]; [`connect`] dials,
-//! sends the request on and couples the two connections. Error texts are upstream's, which kubectl prints as they are.
+//! Which node, container and path is decided by the plain functions [`kubelet_address`] and [`kubelet_path`]; [`connect`]
+//! dials, sends the request on and couples the two connections. Error texts are upstream's, which kubectl prints as they are.
+
+mod backend;
+mod html;
+mod location;
+
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, UPGRADE};
@@ -29,13 +35,25 @@ const ERROR_MAX: usize = 64 * 1024;
 /// What both directions of a spliced connection may hold.
 const SPLICE_BUFFER: usize = 32 * 1024;
 
-/// Answers a connect request by what the node's kubelet answers.
+/// The ways out of the API server.
+pub struct Connectors {
+    /// Mutual TLS, as whom kubelets obey.
+    pub kubelet: Connector,
+    /// To backends whose certificates nobody can check.
+    pub anyone: Connector,
+}
+
+/// Answers a connect request by what the node's kubelet, or the backend of a `proxy`, answers.
 pub async fn connect(
-    connector: &Connector,
+    connectors: &Connectors,
     access: &dyn Access,
     request: &Request,
     http: http::Request<Incoming>,
+    remote: SocketAddr,
 ) -> Result<http::Response<Body>> {
+    if request.subresource == "proxy" {
+        return backend::forward(connectors, access, request, http, remote).await;
+    }
     let pod = access
         .get(&resource::PODS, &request.namespace, &request.name)
         .ok_or_else(|| Status::not_found(&resource::PODS, &request.name))?
@@ -53,13 +71,14 @@ pub async fn connect(
     }
     let node = pod.str_at(&["spec", "nodeName"]);
     let node_object = access.get(&resource::NODES, "", node).ok_or_else(|| Status::not_found(&resource::NODES, node))?;
-    let address = target(&node_object.value())?;
+    let (host, port) = kubelet_address(&node_object.value())?;
+    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let path = kubelet_path(request, &container)?;
     let upgrades = http.headers().contains_key(UPGRADE);
     if request.subresource != "log" && !upgrades {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    let stream = connector.connect(&address, node).await.map_err(|e| dial_failed(node, &e))?;
+    let stream = connectors.kubelet.connect(&address, node).await.map_err(|e| dial_failed(node, &e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| dial_failed(node, &e))?;
     task::spawn("kubelet-client", async move {
         // How it ends shows on the request and its upgrade.
@@ -70,7 +89,7 @@ pub async fn connect(
     let answer = sender.send_request(onward).await.map_err(|e| dial_failed(node, &e))?;
     match answer.status() {
         status if status.is_success() && upgrades && request.subresource == "log" => websocket::stream(http, answer.into_body()),
-        http::StatusCode::SWITCHING_PROTOCOLS => Ok(splice(http, answer)),
+        http::StatusCode::SWITCHING_PROTOCOLS => Ok(splice(hyper::upgrade::on(http), answer)),
         status if status.is_success() => Ok(stream_back(answer)),
         status => Err(kubelet_error(status.as_u16(), answer).await),
     }
@@ -102,8 +121,8 @@ fn container(pod: &Value, query: &[(String, String)]) -> Result<String> {
     Err(Status::bad_request(text))
 }
 
-/// `host:port` of a node's kubelet.
-fn target(node: &Value) -> Result<String> {
+/// Host and port of a node's kubelet.
+fn kubelet_address(node: &Value) -> Result<(String, i64)> {
     let addresses = node.list_at(&["status", "addresses"]);
     let preferred = ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"];
     // Names of nodes are not in any DNS of ours, so addresses go first.
@@ -111,7 +130,7 @@ fn target(node: &Value) -> Result<String> {
     let host = ["InternalIP", "ExternalIP"].iter().chain(&preferred).find_map(by_type);
     let host = host.ok_or_else(|| Status::internal(format!("node {} has no address", node.str_at(&["metadata", "name"]))))?;
     let port = node.i64_at(&["status", "daemonEndpoints", "kubeletEndpoint", "Port"]).filter(|p| *p > 0).unwrap_or(10250);
-    Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+    Ok((host.to_string(), port))
 }
 
 /// Path and query on the kubelet; the query goes along as it came, less `container`.
@@ -151,7 +170,7 @@ fn onward(http: &http::Request<Incoming>, path: &str, node: &str, upgrade: bool)
 }
 
 /// Couples the client's connection with the kubelet's once both have switched protocols.
-fn splice(client: http::Request<Incoming>, answer: http::Response<Incoming>) -> http::Response<Body> {
+fn splice(client: hyper::upgrade::OnUpgrade, answer: http::Response<Incoming>) -> http::Response<Body> {
     let mut response = http::Response::builder().status(answer.status());
     let kept = |name: &str| {
         name == "upgrade" || name == "connection" || name.starts_with("sec-websocket-") || name.starts_with("x-stream-protocol")
@@ -160,7 +179,7 @@ fn splice(client: http::Request<Incoming>, answer: http::Response<Incoming>) -> 
         response = response.header(name, value);
     }
     task::spawn("splice", async move {
-        let (Ok(client), Ok(kubelet)) = tokio::join!(hyper::upgrade::on(client), hyper::upgrade::on(answer)) else { return };
+        let (Ok(client), Ok(kubelet)) = tokio::join!(client, hyper::upgrade::on(answer)) else { return };
         let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
         // Either side closing is how sessions end.
         let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut kubelet, SPLICE_BUFFER, SPLICE_BUFFER).await;
@@ -219,6 +238,6 @@ mod tests {
     fn the_kubelet_is_found_by_address_and_announced_port() {
         let node = value!({"metadata": {"name": "n"}, "status": {"addresses": [{"type": "Hostname", "address": "n"}, {"type": "InternalIP", "address": "192.0.2.7"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 10260}}}});
-        assert_eq!(target(&node).unwrap(), "192.0.2.7:10260");
+        assert_eq!(kubelet_address(&node).unwrap(), ("192.0.2.7".to_string(), 10260));
     }
 }
