@@ -10,6 +10,8 @@ use anyhow::Context as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::api::cidr::Cidr;
+use crate::net::firewall;
 use crate::pki::Identity;
 use crate::transport::Connector;
 
@@ -23,6 +25,8 @@ pub struct Facts {
     pub nodes: Vec<Value>,
     pub pods: Vec<Value>,
     pub metrics: String,
+    /// What on this machine is in the way of pods, and the command that helps.
+    pub in_the_way: Vec<(String, String)>,
 }
 
 /// Asks the API server at `address` (`host:port`), on this machine.
@@ -47,12 +51,21 @@ pub async fn gather(address: &str, ca: &str, identity: &Identity) -> anyhow::Res
         let list: Value = serde_json::from_str(&text)?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     };
+    let nodes = items(get("/api/v1/nodes").await?)?;
     Ok(Facts {
         version: serde_json::from_str(&get("/version").await?)?,
-        nodes: items(get("/api/v1/nodes").await?)?,
+        in_the_way: nodes.iter().flat_map(in_the_way).collect(),
+        nodes,
         pods: items(get("/api/v1/pods").await?)?,
         metrics: get("/metrics").await?,
     })
+}
+
+/// Firewalls of this machine that refuse the pods of `node`; none if we may not look.
+fn in_the_way(node: &Value) -> Vec<(String, String)> {
+    let Ok(pods) = text(&node["spec"]["podCIDR"]).parse::<Cidr>() else { return Vec::new() };
+    let refusals = firewall::refusals(&pods).unwrap_or_default();
+    refusals.iter().map(|refusal| (refusal.to_string(), refusal.remedy(&pods))).collect()
 }
 
 /// The screen, and whether all is well.
@@ -65,6 +78,7 @@ pub fn screen(facts: &Facts) -> (String, bool) {
     queues(facts, &mut out);
     pods(facts, &mut out, &mut wrong);
     let _ = writeln!(out, "Seccomp  not enforced yet: pods run unconfined");
+    wrong.extend(facts.in_the_way.iter().cloned());
     for (problem, next) in &wrong {
         let _ = write!(out, "\n! {problem}\n  next: {next}\n");
     }

@@ -379,6 +379,8 @@ fn net_config(config: &Config) -> anyhow::Result<NetConfig> {
         cluster_dns: v4("cluster-dns", config.cluster_dns)?,
         cluster_domain: config.cluster_domain.clone(),
         state_dir: config.data_dir.join("net"),
+        run_dir: config.run_dir.clone(),
+        exe: config.shim_exe.clone(),
         resolv_conf: PathBuf::from("/etc/resolv.conf"),
     })
 }
@@ -394,6 +396,7 @@ fn agent_config(config: &Config) -> AgentConfig {
         kubelet_port: config.kubelet_port,
         max_pods: PODS_MAX,
         node_labels: Default::default(),
+        pod_cidr: pod_cidr(config.cluster_cidr).to_string(),
     }
 }
 
@@ -477,7 +480,7 @@ pub fn remove_instance(dir: &Path) -> anyhow::Result<()> {
         Linux::open(config).await?.teardown().await?;
         let range = std::fs::read_to_string(dir.join(SERVICE_RANGE)).unwrap_or_default();
         if let Ok(range) = range.parse::<Cidr>() {
-            Network::cleanup(&instance, &range).await?;
+            Network::cleanup(&instance, &run_dir, &range).await?;
         }
         match std::fs::remove_dir_all(&run_dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -58,6 +58,8 @@ pub struct AgentConfig {
     pub kubelet_port: u16,
     pub max_pods: i64,
     pub node_labels: BTreeMap<String, String>,
+    /// The range of this node's pod addresses, as the Node says it.
+    pub pod_cidr: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,7 @@ impl Agent {
             max_pods: config.max_pods,
             data_dir: config.data_dir.clone(),
             labels: config.node_labels.clone(),
+            pod_cidr: config.pod_cidr.clone(),
         };
         room.send_modify(|r| r.labels = node::labels(&identity));
         let node = Arc::new(Node { identity, client, runtime, clock, room });

@@ -42,6 +42,8 @@ pub struct Identity {
     pub max_pods: i64,
     pub data_dir: PathBuf,
     pub labels: BTreeMap<String, String>,
+    /// The range of its pods' addresses; empty if somebody else gives them.
+    pub pod_cidr: String,
 }
 
 /// What the machine says of itself at one moment.
@@ -275,14 +277,22 @@ impl Node {
         let name = &self.identity.name;
         let labels: Map = labels(&self.identity).into_iter().collect();
         match self.client.get(&resource::NODES, "", name).await {
-            Ok(_) => {
-                let patch = value!({"metadata": {"labels": serde_json::Value::from(&Value::Map(labels))}});
+            Ok(known) => {
+                let mut patch = value!({"metadata": {"labels": serde_json::Value::from(&Value::Map(labels))}});
+                // Once said it stays.
+                if !self.identity.pod_cidr.is_empty() && known.str_at(&["spec", "podCIDR"]).is_empty() {
+                    patch.set(&["spec", "podCIDR"], self.identity.pod_cidr.as_str());
+                    patch.set(&["spec", "podCIDRs"], vec![Value::from(self.identity.pod_cidr.as_str())]);
+                }
                 self.client.patch(&resource::NODES, "", name, "", PatchType::Merge, patch).await
             }
             Err(status) if status.code == 404 => {
                 let mut node = value!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name,
                     "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}, "spec": {}});
                 node.set(&["metadata", "labels"], labels);
+                if !self.identity.pod_cidr.is_empty() {
+                    node.set(&["spec", "podCIDR"], self.identity.pod_cidr.as_str());
+                }
                 let status = node_status(&self.identity, &self.facts().await, &[], &Value::Null, self.now());
                 node.set(&["status"], status);
                 self.client.create(&resource::NODES, "", node).await

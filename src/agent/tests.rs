@@ -250,6 +250,7 @@ impl World {
             kubelet_port: 10250,
             max_pods: 110,
             node_labels: BTreeMap::new(),
+            pod_cidr: "10.42.0.0/24".into(),
         };
         let agent = Agent::start(config, self.api.client(), Arc::new(self.runtime.clone()), self.network.clone()).await.unwrap();
         self.agent = Some(agent);

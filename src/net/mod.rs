@@ -9,6 +9,7 @@
 
 pub mod announce;
 pub mod dns;
+pub mod firewall;
 pub mod ipam;
 pub mod monitor;
 pub mod netlink;
@@ -124,6 +125,10 @@ pub struct NetConfig {
     pub cluster_domain: String,
     /// Where pod addresses are remembered.
     pub state_dir: PathBuf,
+    /// Where sockets of this instance live; gone after a reboot. Short: their paths may not pass 107 bytes.
+    pub run_dir: PathBuf,
+    /// Our own executable.
+    pub exe: PathBuf,
     /// The host's resolver configuration: `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
 }
@@ -178,7 +183,9 @@ impl Network {
     /// Starts everything over the objects that come through `feed`.
     pub async fn start_from(config: NetConfig, feed: mpsc::Receiver<Input>) -> Result<Network, Error> {
         check(&config)?;
-        std::fs::create_dir_all(&config.state_dir).map_err(|source| Error::StateDir { path: config.state_dir.clone(), source })?;
+        for dir in [&config.state_dir, &config.run_dir] {
+            std::fs::create_dir_all(dir).map_err(|source| Error::StateDir { path: dir.clone(), source })?;
+        }
         netlink::set_sysctl("net.ipv4.ip_forward", "1")?;
         let links = Links::open()?;
         links.set_up(&links.need("lo").await?).await?;
@@ -205,6 +212,7 @@ impl Network {
         task::spawn("net-proxy", proxy.run(shutdown.clone()));
         let (to_dns, inputs) = mpsc::channel(QUEUE);
         dns::start(&config, &links, mtu, inputs, shutdown.clone()).await?;
+        task::spawn("net-firewall", firewall::watch(config.cluster_cidr, shutdown.clone()));
         task::spawn("net-feed", fan_out(feed, vec![to_proxy, to_dns]));
         Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, locals, shutdown })
     }
@@ -255,7 +263,8 @@ impl Network {
     }
 
     /// Removes everything an instance made in this network namespace, running or not.
-    pub async fn cleanup(instance: &str, service_cidr: &Cidr) -> Result<(), Error> {
+    pub async fn cleanup(instance: &str, run_dir: &Path, service_cidr: &Cidr) -> Result<(), Error> {
+        dns::holder::Holder::of(run_dir).end();
         let mut table = nft::Table::open(&table_name(instance))?;
         table.delete()?;
         let links = Links::open()?;

@@ -59,6 +59,8 @@ async fn connect(links: &Links, host: &Link, netns: &OwnedFd, addresses: Address
     let Addresses { ip, gateway, .. } = addresses;
     in_netns(duplicate(netns)?, "set up the pod's side", move || with_links(|inside| set_up_inside(inside, ip, gateway))).await?;
     links.add_address(host, gateway, 32).await?;
+    // So that the node's ports can be dialled at 127.0.0.1; the proxy's table guards it.
+    netlink::set_sysctl(&format!("net.ipv4.conf.{}.route_localnet", host.name), "1")?;
     links.set_route(&Route { to: Cidr::host(ip.into()), link: host.index, gateway: None, source: None }).await
 }
 

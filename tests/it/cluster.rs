@@ -286,8 +286,8 @@ fn root_a_forced_deletion_leaves_nothing_behind() {
     });
 }
 
-/// A rolling update under constant load from inside the cluster loses no request; killing the daemon loses no connection.
-/// FIXME: while the daemon is down names do not resolve (its DNS sockets end with it), so that half dials the cluster IP.
+/// A rolling update under constant load from inside the cluster loses no request; killing the daemon loses no connection, and
+/// names asked for while it is down are answered once it is back.
 #[test]
 fn root_no_request_is_lost_in_a_rolling_update() {
     let mut node = Node::start("roll", &[]);
@@ -341,5 +341,6 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
     node.kill_daemon();
     node.start_daemon(&[]);
     node.wait_ready();
+    goes_on("load", &node);
     goes_on("load-ip", &node);
 }

@@ -84,6 +84,8 @@ impl Node {
             cluster_dns: Ipv4Addr::new(10, 43, 0, 10),
             cluster_domain: "cluster.local".into(),
             state_dir: self.dir.clone(),
+            run_dir: self.dir.clone(),
+            exe: PathBuf::from(crate::node::EXE),
             resolv_conf: self.dir.join("resolv.conf"),
         }
     }
@@ -91,6 +93,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        coracle::net::dns::holder::Holder::of(&self.dir).end();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -279,7 +282,7 @@ fn pods_reach_each_other_and_links_follow_their_pods() {
         assert_eq!(node.links.find(&pod::link_name(&node.instance, "pod-b")).await.unwrap(), None);
 
         network.stop().await;
-        Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        Network::cleanup(&node.instance, &node.dir, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
         let mut left: Vec<_> = node.links.list().await.unwrap().into_iter().map(|l| l.name).collect();
         left.sort();
         assert_eq!(left, ["lo", "up0"]);
@@ -345,7 +348,7 @@ impl Cluster {
 
     async fn end(self) {
         self.network.stop().await;
-        Network::cleanup(&self.node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        Network::cleanup(&self.node.instance, &self.node.dir, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
         assert_eq!(nft(&["list", "tables"]).await, "");
     }
 }
@@ -487,6 +490,105 @@ fn affinity_policies_ranges_and_host_ports() {
     });
 }
 
+/// The node's own ports answer on its loopback, where users look for them; nobody else gets there.
+#[test]
+fn ports_of_the_node_answer_on_its_loopback_and_nowhere_else() {
+    on_a_node(|node| async move {
+        let c = Cluster::new(node).await;
+        let slice_ports = json!([{"name": "t", "port": 8080}, {"name": "u", "protocol": "UDP", "port": 8080}]);
+        c.feed.slice("web", slice_ports, &c.on_node(&[0])).await;
+        let ports = json!([{"name": "t", "port": 80, "nodePort": 30085}, {"name": "u", "protocol": "UDP", "port": 80, "nodePort": 30085}]);
+        c.feed.service("web", "10.43.0.23", ports, json!({"type": "NodePort"})).await;
+        c.until(at(NODE, 30085), true).await;
+        let loopback = Ipv4Addr::LOCALHOST;
+        assert_eq!(c.ask_from_node(at(loopback, 30085)).await.unwrap().0, "a");
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        udp.connect(at(loopback, 30085)).unwrap();
+        assert_eq!(ask_udp(&udp), Some("a".into()));
+
+        // One port, three pods: by address and by protocol.
+        let mut pods = Vec::new();
+        for (name, host_ip, protocol) in [("d", loopback, Protocol::Tcp), ("e", NODE, Protocol::Tcp), ("f", NODE, Protocol::Udp)] {
+            let pod = Namespace::new().await;
+            let port = HostPort { host_ip: Some(host_ip), host_port: 54323, protocol, container_port: 9000 };
+            c.network.add_pod(name, &pod.path(), &[port]).await.unwrap();
+            match protocol {
+                Protocol::Udp => pod.serve_udp(9000, name).await,
+                _ => pod.serve_tcp(9000, name).await,
+            }
+            pods.push(pod);
+        }
+        c.until(at(NODE, 54323), true).await;
+        assert_eq!(c.ask_from_node(at(NODE, 54323)).await.unwrap().0, "e");
+        assert_eq!(c.outside.ask_tcp(at(NODE, 54323)).await.unwrap().0, "e");
+        let udp = UdpSocket::bind("0.0.0.0:0").unwrap();
+        udp.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        udp.connect(at(NODE, 54323)).unwrap();
+        assert_eq!(ask_udp(&udp), Some("f".into()));
+        // From the loopback, and from the node's own address as a source.
+        assert_eq!(c.ask_from_node(at(loopback, 54323)).await.unwrap().0, "d");
+        let curl = ["--silent", "--interface", "192.168.50.1", "--http0.9", "--max-time", "3", "http://127.0.0.1:54323/"];
+        let output = tokio::task::spawn_blocking(move || std::process::Command::new("curl").args(curl).output()).await.unwrap();
+        if let Ok(output) = output {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.starts_with("d "), "{text} {}", String::from_utf8_lossy(&output.stderr));
+        }
+
+        // A pod that sends to the node's loopback does not get there, though its link would carry it.
+        let secret = UdpSocket::bind("127.0.0.1:7777").unwrap();
+        secret.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        c.pods[0]
+            .0
+            .run(|| {
+                netlink::with_links(|links| async move {
+                    let (lo, eth0) = (links.need("lo").await?, links.need("eth0").await?);
+                    netlink::set_sysctl("net.ipv4.conf.all.route_localnet", "1")?;
+                    std::process::Command::new("ip")
+                        .args(["route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local"])
+                        .status()
+                        .unwrap();
+                    std::process::Command::new("ip")
+                        .args(["route", "del", "local", "127.0.0.1", "dev", "lo", "table", "local"])
+                        .status()
+                        .unwrap();
+                    let _ = lo;
+                    let to = "127.0.0.1/32".parse().unwrap();
+                    links
+                        .set_route(&netlink::Route { to, link: eth0.index, gateway: Some(Ipv4Addr::new(10, 42, 0, 1)), source: None })
+                        .await
+                })
+                .unwrap();
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.send_to(b"let me in", "127.0.0.1:7777").unwrap();
+            })
+            .await;
+        let heard = tokio::task::spawn_blocking(move || secret.recv(&mut [0; 16])).await.unwrap();
+        assert!(heard.is_err(), "the pod reached the node's loopback");
+        c.end().await;
+    });
+}
+
+/// A firewall that drops what is forwarded, as Docker makes one, is found and said, until it lets pods through.
+#[test]
+fn a_firewall_in_the_way_of_pods_is_found() {
+    on_a_node(|node| async move {
+        let pods = "10.42.0.0/24".parse().unwrap();
+        let look = || coracle::net::firewall::refusals(&pods).unwrap();
+        assert_eq!(look(), []);
+        nft(&["add", "table", "ip", "filter"]).await;
+        nft(&["add", "chain", "ip", "filter", "FORWARD", "{ type filter hook forward priority 0; policy drop; }"]).await;
+        nft(&["add", "chain", "ip", "filter", "DOCKER-USER"]).await;
+        let found = look();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].to_string().contains("chain FORWARD of nftables table ip filter drops"), "{}", found[0]);
+        assert!(found[0].remedy(&pods).contains("iptables -I DOCKER-USER -s 10.42.0.0/24 -j ACCEPT"));
+        nft(&["add", "rule", "ip", "filter", "FORWARD", "ip", "saddr", "10.42.0.0/16", "accept"]).await;
+        assert_eq!(look(), [], "somebody took care of it");
+        drop(node);
+    });
+}
+
 /// Churn under constant load: endpoints come and go, no connection fails.
 #[test]
 fn endpoints_change_under_load_without_a_failed_connection() {
@@ -613,8 +715,52 @@ fn names_resolve_from_pods_and_the_rest_is_forwarded() {
         assert_eq!(dig(&pod, &["out.default.svc.cluster.local"]).await, yes(&["CNAME www.example.test.", "A 203.0.113.7"]));
         let _ = ip;
         network.stop().await;
-        Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        Network::cleanup(&node.instance, &node.dir, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
         assert_eq!(nft(&["list", "tables"]).await, "");
+    });
+}
+
+/// A query asked while no daemon is there waits for the next one.
+#[test]
+fn names_asked_for_while_nobody_serves_are_answered_by_the_next() {
+    const PATIENT: &[&str] = &["+time=8", "+tries=1", "web.default.svc.cluster.local"];
+    const BRIEF: &[&str] = &["+time=1", "+tries=1", "web.default.svc.cluster.local"];
+    on_a_node(|node| async move {
+        let _outside = node.outside().await;
+        let pod = Namespace::new().await;
+        for protocol in ["+notcp", "+tcp"] {
+            let (feed, inputs) = Feed::new();
+            let network = Network::start_from(node.config(), inputs).await.unwrap();
+            network.add_pod("a", &pod.path(), &[]).await.unwrap();
+            feed.service("web", "10.43.0.40", json!([{"name": "http", "port": 80}]), json!({})).await;
+            feed.synced().await;
+            feed.service("web", "10.43.0.40", json!([{"name": "http", "port": 80}]), json!({})).await;
+            eventually("the name is known", || async { dig(&pod, BRIEF).await.0 == "NOERROR" }).await;
+            network.stop().await;
+            eventually("the resolver has let go", || async { dig(&pod, BRIEF).await.0 == "none" }).await;
+
+            let asking = pod.run(move || {
+                let base = ["@10.43.0.10", "+noall", "+comments", "+answer", protocol];
+                std::process::Command::new("dig").args(base).args(PATIENT).output().unwrap()
+            });
+            let serving = async {
+                let (feed, inputs) = Feed::new();
+                let network = Network::start_from(node.config(), inputs).await.unwrap();
+                feed.set(Kind::Service, json!({"metadata": {"namespace": "default", "name": "web"}, "spec": {"clusterIP": "10.43.0.41"}}))
+                    .await;
+                for kind in [Kind::Service, Kind::Slice] {
+                    feed.to.send(Input::Synced(kind)).await.unwrap();
+                }
+                (network, feed)
+            };
+            let (answer, (network, _feed)) = tokio::join!(asking, serving);
+            let text = String::from_utf8(answer.stdout).unwrap();
+            assert!(text.contains("status: NOERROR") && text.contains("10.43.0.41"), "{protocol}: {text}");
+            network.stop().await;
+            eventually("the resolver has let go again", || async { dig(&pod, BRIEF).await.0 == "none" }).await;
+        }
+        Network::cleanup(&node.instance, &node.dir, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        assert!(!node.dir.join("resolver.sock").exists(), "the holder is gone");
     });
 }
 
@@ -672,7 +818,7 @@ fn stored_objects_are_followed_and_the_resolver_is_shown() {
         assert_eq!(shown.str_at(&["metadata", "name"]), "kube-dns-node-1");
         assert_eq!(shown.list_at(&["endpoints"])[0].list_at(&["addresses"]), [Value::from("10.42.0.2")]);
         network.stop().await;
-        Network::cleanup(&node.instance, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
+        Network::cleanup(&node.instance, &node.dir, &"10.43.0.0/16".parse().unwrap()).await.unwrap();
     });
 }
 

@@ -2,15 +2,20 @@
 //!
 //! The sockets live in a small network namespace of their own with a pod address, reached through the cluster's DNS address
 //! like any endpoint (notes/net.md 3, B): the host's INPUT chain is not in the way and port 53 of the host stays free.
-//! Served from this process all the same: a socket stays where it was opened. Names come from [`zone`], everything else goes
-//! to the host's resolvers through [`forward`]. Until the first lists are complete, names of the cluster are a server
-//! failure, so that nobody remembers an absence that is none.
+//! Served from this process all the same: a socket stays where it was opened. A process that does nothing else holds a copy
+//! of each ([`holder`]), so they and their namespace outlive this one and queries wait in them for the next.
+//!
+//! Names come from [`zone`], everything else goes to the host's resolvers through [`forward`]. Until the first lists are
+//! complete queries wait unread; what is read before (none, unless lists never come) is a server failure, so that nobody
+//! remembers an absence that is none.
 
 pub mod forward;
+pub mod holder;
 pub mod zone;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -23,7 +28,7 @@ use hickory_server::proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_server::proto::rr::{DNSClass, Name as DnsName, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::api::object::Name;
@@ -32,6 +37,7 @@ use crate::task::{self, Shutdown};
 use super::netlink::{Error, Links, in_netns, new_netns};
 use super::{Input, Kind, NetConfig, ipam, pod};
 use forward::{Forwarder, Via};
+use holder::Holder;
 use zone::{Answer, Data, TTL_SECONDS, Type, Zone};
 
 const PORT: u16 = 53;
@@ -39,33 +45,97 @@ const PORT: u16 = 53;
 const UDP_BYTES_MAX: u16 = 1232;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 const TCP_QUEUE: usize = 32;
+/// Queries wait this long for the first lists: less than resolvers wait for an answer.
+const WAIT_FOR_LISTS: Duration = Duration::from_secs(3);
 const ALIASES_MAX: usize = 8;
 
-/// Opens the resolver's namespace and sockets and serves until `shutdown`.
+/// Opens the resolver's namespace and sockets, or finds those of the last daemon, and serves until `shutdown`.
 pub async fn start(config: &NetConfig, links: &Links, mtu: u32, inputs: mpsc::Receiver<Input>, shutdown: Shutdown) -> Result<(), Error> {
-    let netns = new_netns().await?;
-    let (ip, gateway) = (ipam::resolver(&config.pod_cidr), ipam::gateway(&config.pod_cidr));
-    pod::add(links, &pod::link_name(&config.instance, "dns"), &netns, pod::Addresses { ip, gateway, mtu }).await?;
-    // The namespace lives on in its sockets.
-    let (udp, tcp) = in_netns(netns, "open the resolver's sockets", move || open(ip)).await?;
-
+    let ip = ipam::resolver(&config.pod_cidr);
+    let Sockets { udp, tcp, .. } = sockets(config, links, mtu, ip).await?;
     let zone = Zone::new(&config.cluster_domain, vec![config.service_cidr, config.cluster_cidr]);
     let shared = Arc::new(RwLock::new(Known { zone, complete: false, serial: 1 }));
     let own = vec![IpAddr::V4(config.cluster_dns), IpAddr::V4(ip)];
     let resolver = Resolver { known: shared.clone(), forwarder: Forwarder::new(&config.resolv_conf, own) };
-    let mut server = Server::new(resolver);
     let failed = |e| Error::new("register the resolver's sockets", e);
-    server.register_socket(tokio::net::UdpSocket::from_std(udp).map_err(failed)?);
-    server.register_listener(tokio::net::TcpListener::from_std(tcp).map_err(failed)?, TCP_IDLE, TCP_QUEUE);
-
-    task::spawn("net-dns-zone", follow(shared, inputs));
-    task::spawn("net-dns", async move {
-        shutdown.cancelled().await;
-        if let Err(error) = server.shutdown_gracefully().await {
-            debug!(%error, "the resolver ended early");
-        }
-    });
+    let udp = tokio::net::UdpSocket::from_std(udp).map_err(failed)?;
+    let tcp = tokio::net::TcpListener::from_std(tcp).map_err(failed)?;
+    let (complete, ready) = oneshot::channel();
+    task::spawn("net-dns-zone", follow(shared, inputs, complete));
+    task::spawn("net-dns", serve(resolver, udp, tcp, ready, shutdown));
     Ok(())
+}
+
+async fn serve(
+    resolver: Resolver,
+    udp: tokio::net::UdpSocket,
+    tcp: tokio::net::TcpListener,
+    ready: oneshot::Receiver<()>,
+    shutdown: Shutdown,
+) {
+    // What cannot be answered yet waits a little: a client asks again anyway.
+    tokio::select! {
+        _ = tokio::time::timeout(WAIT_FOR_LISTS, ready) => {}
+        () = shutdown.cancelled() => return,
+    }
+    let mut server = Server::new(resolver);
+    server.register_socket(udp);
+    server.register_listener(tcp, TCP_IDLE, TCP_QUEUE);
+    shutdown.cancelled().await;
+    if let Err(error) = server.shutdown_gracefully().await {
+        debug!(%error, "the resolver ended early");
+    }
+}
+
+/// Where the resolver listens.
+struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    netns: OwnedFd,
+}
+
+impl Sockets {
+    /// From what a holder held, in the order of [`Sockets::fds`].
+    fn from_held(held: Vec<OwnedFd>, ip: Ipv4Addr) -> Option<Sockets> {
+        let [udp, tcp, netns] = <[OwnedFd; 3]>::try_from(held).ok()?;
+        let sockets = Sockets { udp: udp.into(), tcp: tcp.into(), netns };
+        let address = std::net::SocketAddr::from((ip, PORT));
+        let right = sockets.udp.local_addr().is_ok_and(|a| a == address) && sockets.tcp.local_addr().is_ok_and(|a| a == address);
+        right.then_some(sockets)
+    }
+
+    fn fds(&self) -> [BorrowedFd<'_>; 3] {
+        [self.udp.as_fd(), self.tcp.as_fd(), self.netns.as_fd()]
+    }
+}
+
+async fn sockets(config: &NetConfig, links: &Links, mtu: u32, ip: Ipv4Addr) -> Result<Sockets, Error> {
+    let holder = Holder::of(&config.run_dir);
+    let link = pod::link_name(&config.instance, "dns");
+    if let Some(sockets) = Sockets::from_held(blocking(&holder, Holder::take).await, ip)
+        && pod::check(links, &link, &sockets.netns, ip).await?
+    {
+        debug!("the resolver's sockets outlived the last daemon");
+        return Ok(sockets);
+    }
+    blocking(&holder, Holder::end).await;
+    let netns = new_netns().await?;
+    let gateway = ipam::gateway(&config.pod_cidr);
+    pod::add(links, &link, &netns, pod::Addresses { ip, gateway, mtu }).await?;
+    let (udp, tcp) = in_netns(pod::duplicate(&netns)?, "open the resolver's sockets", move || open(ip)).await?;
+    let sockets = Sockets { udp, tcp, netns };
+    let exe = config.exe.clone();
+    let held = blocking(&holder, move |h| h.start(&exe)).await.and_then(|()| holder.put(&sockets.fds()));
+    if let Err(error) = held {
+        warn!(%error, "nobody holds the resolver's sockets: names will not resolve while the daemon is down");
+    }
+    Ok(sockets)
+}
+
+/// A word with the holder, which may have to be waited for.
+async fn blocking<T: Send + 'static>(holder: &Holder, say: impl FnOnce(&Holder) -> T + Send + 'static) -> T {
+    let holder = holder.clone();
+    tokio::task::spawn_blocking(move || say(&holder)).await.expect("talking to the holder does not panic")
 }
 
 fn open(ip: Ipv4Addr) -> Result<(UdpSocket, TcpListener), Error> {
@@ -85,7 +155,8 @@ struct Known {
     serial: u32,
 }
 
-async fn follow(known: Arc<RwLock<Known>>, mut inputs: mpsc::Receiver<Input>) {
+async fn follow(known: Arc<RwLock<Known>>, mut inputs: mpsc::Receiver<Input>, complete: oneshot::Sender<()>) {
+    let mut complete = Some(complete);
     let mut unseen: [Option<BTreeSet<Name>>; 2] = [None, None];
     let mut synced = [false; 2];
     let index = |kind: Kind| match kind {
@@ -119,6 +190,12 @@ async fn follow(known: Arc<RwLock<Known>>, mut inputs: mpsc::Receiver<Input>) {
                 }
                 synced[index(kind)] = true;
                 known.complete = synced == [true; 2];
+                if known.complete
+                    && let Some(complete) = complete.take()
+                {
+                    // Nobody waits any more: the wait was too long, or we are being stopped.
+                    let _ = complete.send(());
+                }
             }
         }
     }

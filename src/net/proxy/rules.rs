@@ -598,6 +598,7 @@ fn pick(mut verdicts: Vec<Verdict>) -> nft::Rule {
 // Kernel numbers: linux/netfilter/nf_tables.h.
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
+const META_IIF: u32 = 4;
 const CT_STATE: u32 = 0;
 const CT_STATUS: u32 = 2;
 const CT_PROTO_DST: u32 = 12;
@@ -605,6 +606,8 @@ const CT_DST_IP: u32 = 20;
 const STATE_NEW: u32 = 8;
 const STATUS_DNAT: u32 = 32;
 const LOCAL: u32 = 2;
+/// The loopback link is the first of every network namespace.
+const LO_INDEX: u32 = 1;
 
 fn v4() -> [Expr; 2] {
     [Expr::Meta { key: META_NFPROTO, to: 0 }, Expr::Equal { reg: 0, value: [2].into() }]
@@ -725,8 +728,10 @@ pub fn skeleton(facts: &Facts) -> Ruleset {
     );
     chain("services", None, services(facts));
     chain("early", None, early());
+    chain("guard", None, guard());
     chain("stray", None, stray(facts));
     let jump = |to: &str| vec![vec![Expr::Verdict(Verdict::Jump(to.into()))]];
+    chain("pre_guard", Some(("filter", nft::PREROUTING, -300)), jump("guard"));
     chain("pre_early", Some(("filter", nft::PREROUTING, -110)), jump("early"));
     chain("out_early", Some(("filter", nft::OUTPUT, -110)), jump("early"));
     chain("pre_nat", Some(("nat", nft::PREROUTING, -100)), jump("services"));
@@ -741,8 +746,7 @@ pub fn skeleton(facts: &Facts) -> Ruleset {
 fn services(facts: &Facts) -> Vec<nft::Rule> {
     let look = |bank: Bank| rule(&[&v4(), &key_of(bank), &[Expr::Vmap { set: bank.verdicts(), reg: 0 }]]);
     let pods = [&v4()[..], &masked(saddr(0), &facts.cluster_cidr, true)].concat();
-    let loopback: Cidr = Cidr::new(Ipv4Addr::LOCALHOST.into(), 8);
-    let here = [&v4()[..], &local(false), &masked(daddr(0), &loopback, false)].concat();
+    let here = [&v4()[..], &local(false)].concat();
     vec![
         rule(&[&pods, &look(Bank::NearAddress)]),
         rule(&[&local(true), &look(Bank::NearAddress)]),
@@ -751,6 +755,18 @@ fn services(facts: &Facts) -> Vec<nft::Rule> {
         rule(&[&local(true), &here, &look(Bank::NearPort)]),
         rule(&[&here, &look(Bank::Port)]),
     ]
+}
+
+fn loopback() -> Cidr {
+    Cidr::new(Ipv4Addr::LOCALHOST.into(), 8)
+}
+
+/// Ports of the node answer on 127.0.0.1, too, for which pod links may carry loopback addresses (`route_localnet`). Only
+/// translated packets of our own ever do: from outside nobody may reach what listens on the node's loopback alone.
+fn guard() -> Vec<nft::Rule> {
+    let foreign = [Expr::Meta { key: META_IIF, to: 0 }, Expr::Differs { reg: 0, value: LO_INDEX.to_ne_bytes().into() }];
+    let rule_of = |address| rule(&[&foreign, &v4(), &masked(address, &loopback(), true), &[drop()]]);
+    vec![rule_of(daddr(0)), rule_of(saddr(0))]
 }
 
 /// What must be refused before anything is translated.
@@ -793,6 +809,8 @@ fn masquerade(facts: &Facts) -> Vec<nft::Rule> {
         ]),
         untranslated.into(),
         rule(&[&v4(), &[saddr(0), daddr(1), Expr::In { set: "hairpin4".into(), reg: 0 }, Expr::Masquerade]]),
+        // From the node's loopback: a pod could not answer that.
+        rule(&[&v4(), &masked(saddr(0), &loopback(), true), &[Expr::Masquerade]]),
         // Whoever reaches a cluster IP from outside the cluster's pods: the answer must come back this way.
         rule(&[&v4(), &masked(original(), &facts.service_cidr, true), &masked(saddr(0), &facts.cluster_cidr, false), &[Expr::Masquerade]]),
     ];
