@@ -12,7 +12,7 @@ use crate::api::cidr::Cidr;
 use crate::api::object::Object;
 use crate::api::resource;
 use crate::api::value::Value;
-use crate::server::strategy::{Access, Context, Effect};
+use crate::server::strategy::{Context, Effect};
 use crate::value;
 
 /// Why an address or port cannot be had; the text follows `failed to allocate …` or stands alone.
@@ -59,11 +59,13 @@ pub fn claim_address(context: &Context, range: &Cidr, wanted: Option<IpAddr>, na
         Some(ip) => {
             let index = range.index_of(ip).filter(|i| (1..=usable).contains(i));
             index.ok_or(Refusal::OutOfRange)?;
-            if taken(ip) {
+            // A dry run gives the same answer whenever it is asked.
+            if !context.dry_run && taken(ip) {
                 return Err(Refusal::Taken);
             }
             ip
         }
+        None if context.dry_run => return Ok(range.network()),
         None => {
             let nth = |slot: u128| range.nth(slot + 1);
             let slot = pick(usable, random(), |slot| nth(slot).is_some_and(|ip| !taken(ip))).ok_or(Refusal::Full)?;
@@ -95,23 +97,34 @@ pub struct Ports {
     last: u16,
     used: HashSet<u16>,
     changed: bool,
+    /// Of a dry run: the port that stands for the next one, always the same.
+    dummy: Option<u16>,
 }
+
+/// Above the usual range, so that nobody takes it for a real one.
+const DUMMY_FIRST: u16 = 32_768;
 
 impl Ports {
     /// As of now, without those of Service `namespace/name` itself (its old ones are its own to keep).
-    pub fn read(access: &dyn Access, (first, last): (u16, u16), namespace: &str, name: &str) -> Ports {
+    pub fn read(context: &Context, namespace: &str, name: &str) -> Ports {
+        let (first, last) = context.cluster.node_ports;
         let mut used = HashSet::new();
-        for service in access.list(&resource::SERVICES, "") {
+        for service in context.access.list(&resource::SERVICES, "") {
             if (service.namespace(), service.name()) != (namespace, name) && service.str_at(&["spec", "type"]) != "ClusterIP" {
                 used.extend(ports_of(&service.value()));
             }
         }
-        Ports { first, last, used, changed: false }
+        Ports { first, last, used, changed: false, dummy: context.dry_run.then_some(DUMMY_FIRST) }
     }
 
     /// Takes `wanted`, or any.
     pub fn claim(&mut self, wanted: u16) -> Result<u16, Refusal> {
         let port = match wanted {
+            0 if self.dummy.is_some() => {
+                let dummy = self.dummy.expect("just seen");
+                self.dummy = Some(dummy.saturating_add(1));
+                return Ok(dummy);
+            }
             0 => {
                 let size = u128::from(self.last - self.first) + 1;
                 let nth = |slot: u128| self.first + slot as u16;
@@ -175,11 +188,13 @@ mod tests {
 
     #[test]
     fn ports_are_claimed_once() {
-        let mut ports = Ports { first: 30000, last: 30001, used: HashSet::new(), changed: false };
+        let mut ports = Ports { first: 30000, last: 30001, used: HashSet::new(), changed: false, dummy: None };
         assert_eq!(ports.claim(30001), Ok(30001));
         assert_eq!(ports.claim(30001), Err(Refusal::Taken));
         assert_eq!(ports.claim(80), Err(Refusal::OutOfRange));
         assert_eq!(ports.claim(0), Ok(30000));
         assert_eq!(ports.claim(0), Err(Refusal::Full));
+        let mut dry = Ports { dummy: Some(DUMMY_FIRST), ..ports };
+        assert_eq!((dry.claim(0), dry.claim(0), dry.claim(30000)), (Ok(32768), Ok(32769), Err(Refusal::Taken)));
     }
 }

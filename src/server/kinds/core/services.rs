@@ -408,7 +408,7 @@ fn node_ports(context: &Context, service: &mut Value, old: Option<&Value>) -> Re
         return Ok(());
     }
     let name = service.str_at(&["metadata", "name"]).to_string();
-    let mut ports = Ports::read(&*context.access, context.cluster.node_ports, &context.namespace, &name);
+    let mut ports = Ports::read(context, &context.namespace, &name);
     // One number serves several protocols of this Service, as long as they differ.
     let mut mine: Vec<(u16, i64, String)> = Vec::new();
     let mut entries = service.list_at(&["spec", "ports"]).to_vec();
