@@ -18,4 +18,6 @@ mod api;
 
 mod sim;
 
+mod cases;
+
 mod tidy;

@@ -72,7 +72,7 @@ const CALM_STEPS: usize = 30_000;
 fn lanes() -> Vec<fn() -> Box<dyn Controller>> {
     vec![
         || Box::new(controllers::deployment::Deployments),
-        || Box::new(controllers::replicaset::ReplicaSets),
+        || Box::new(controllers::replicaset::REPLICA_SETS),
         || Box::new(scheduler::Scheduler),
         || Box::new(controllers::endpointslice::EndpointSlices),
         || Box::new(controllers::endpoints::Endpoints),

@@ -13,6 +13,7 @@ pub struct Endpoints;
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const US: &str = "endpoint-controller";
+const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 const ADDRESSES_MAX: usize = 1000;
 
 impl Controller for Endpoints {
@@ -36,8 +37,9 @@ impl Controller for Endpoints {
     fn reconcile(&self, key: &Key, world: &World, _: &Turn) -> Vec<Action> {
         let there = world.find(&ENDPOINTS, &key.name.namespace, &key.name.name);
         let Some(row) = world.get(key) else {
-            let ours = there.filter(|e| e.label(MANAGED_BY) == Some(US) && !e.deleting);
-            return ours.map(|e| delete(e)).into_iter().collect();
+            // Whoever wrote them: they go with their service. Locks of old never had one.
+            let left = there.filter(|e| !e.deleting && e.object.annotations().iter().all(|(key, _)| *key != LEADER));
+            return left.map(|e| delete(e)).into_iter().collect();
         };
         let service = row.value();
         let selects = service.map_at(&["spec", "selector"]).is_some_and(|s| !s.is_empty());

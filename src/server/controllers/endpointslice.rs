@@ -1,8 +1,8 @@
 //! Pure: the pods behind each Service, as EndpointSlices.
 //!
 //! Endpoints are grouped by the ports they resolve to; each group has slices of at most 100. An endpoint stays in the
-//! slice it is in, so a change of one pod rewrites one slice. Start at `reconcile`; [`endpoints_of`] is shared with nothing
-//! but tells what an endpoint is.
+//! slice it is in, so a change of one pod rewrites one slice. Start at `reconcile`; how endpoints are laid out in slices is
+//! [`Plan`], which mirroring shares.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::api::world::Row;
 pub struct EndpointSlices;
 
 const ENDPOINTS_MAX: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const US: &str = "endpointslice-controller.k8s.io";
 
@@ -52,12 +52,12 @@ impl Controller for EndpointSlices {
         if row.deleting || !selects || service.str_at(&["spec", "type"]) == "ExternalName" {
             return Vec::new();
         }
-        let labels = slice_labels(&service);
-        let mut plan = Plan { row, labels, turn, made: 0, actions: Vec::new() };
+        let mut plan = Plan::new(row, slice_labels(&service), turn);
         for family in families(&service) {
             let wanted = groups(world, row, &service, family);
-            let existing = slices(world, row, family);
-            plan.family(family, wanted, existing);
+            let existing = slices(world, row, US, family);
+            // One empty slice stands for a service without endpoints.
+            plan.family(family, wanted, existing, WhenEmpty::Keep);
         }
         plan.actions
     }
@@ -108,8 +108,8 @@ fn slice_labels(service: &Value) -> Map {
     labels
 }
 
-/// One pod as an endpoint, by the ports it serves on (as JSON text, for grouping).
-type Groups = BTreeMap<String, (Vec<Value>, Vec<Value>)>;
+/// Endpoints by the ports they serve on (as JSON text, for grouping): the ports, the endpoints.
+pub type Groups = BTreeMap<String, (Vec<Value>, Vec<Value>)>;
 
 /// The pods of a service that may be listed: with an address, not over.
 pub fn pods_of<'a>(world: &'a World, row: &'a Row, service: &Value) -> Vec<&'a Arc<Row>> {
@@ -187,23 +187,40 @@ fn endpoint(world: &World, service: &Value, pod: &Row, ip: &str) -> Value {
     made
 }
 
-/// Our slices of this service and family, by name.
-fn slices<'a>(world: &'a World, row: &'a Row, family: &str) -> Vec<(&'a Arc<Row>, Value)> {
+/// The slices `manager` keeps for a service in this family, by name.
+pub fn slices<'a>(world: &'a World, row: &'a Row, manager: &str, family: &str) -> Vec<(&'a Arc<Row>, Value)> {
     let all = world.within(&ENDPOINTSLICES, &row.name.namespace);
-    let ours = all.filter(|s| s.label(SERVICE_NAME) == Some(&row.name.name) && s.label(MANAGED_BY) == Some(US) && !s.deleting);
+    let ours = all.filter(|s| s.label(SERVICE_NAME) == Some(&row.name.name) && s.label(MANAGED_BY) == Some(manager) && !s.deleting);
     ours.map(|s| (s, s.value())).filter(|(_, value)| value.str_at(&["addressType"]) == family).collect()
 }
 
-struct Plan<'a> {
-    row: &'a Row,
-    labels: Map,
-    turn: &'a Turn,
-    made: u64,
-    actions: Vec<Action>,
+/// What becomes of the last slice of a service without endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenEmpty {
+    Keep,
+    Drop,
 }
 
-impl Plan<'_> {
-    fn family(&mut self, family: &str, wanted: Groups, existing: Vec<(&Arc<Row>, Value)>) {
+/// Lays endpoints out in slices that belong to `row`.
+pub struct Plan<'a> {
+    row: &'a Row,
+    labels: Map,
+    annotations: Map,
+    turn: &'a Turn,
+    made: u64,
+    pub actions: Vec<Action>,
+}
+
+impl<'a> Plan<'a> {
+    pub fn new(row: &'a Row, labels: Map, turn: &'a Turn) -> Plan<'a> {
+        Plan { row, labels, annotations: Map::new(), turn, made: 0, actions: Vec::new() }
+    }
+
+    pub fn with_annotations(self, annotations: Map) -> Plan<'a> {
+        Plan { annotations, ..self }
+    }
+
+    pub fn family(&mut self, family: &str, wanted: Groups, existing: Vec<(&Arc<Row>, Value)>, when_empty: WhenEmpty) {
         let mut spare: Vec<(&Arc<Row>, Value)> = Vec::new();
         let mut by_ports: BTreeMap<String, Vec<(&Arc<Row>, Value)>> = BTreeMap::new();
         for (row, value) in existing {
@@ -219,8 +236,7 @@ impl Plan<'_> {
             let slices = by_ports.remove(&key).unwrap_or_default();
             self.group(family, &ports, endpoints, slices, &mut spare);
         }
-        if nothing {
-            // One empty slice stands for a service without endpoints.
+        if nothing && when_empty == WhenEmpty::Keep {
             match spare.pop() {
                 Some((_, slice)) => self.update(slice, &[], &[]),
                 None => self.create(family, &[], &[]),
@@ -272,12 +288,15 @@ impl Plan<'_> {
 
     fn update(&mut self, slice: Value, ports: &[Value], endpoints: &[Value]) {
         let same_ports = slice.list_at(&["ports"]).iter().map(plain_port).eq(ports.iter().cloned());
-        let same = same_ports && slice.list_at(&["endpoints"]) == endpoints && slice.map_at(&["metadata", "labels"]) == Some(&self.labels);
-        if same {
+        let same_labels = slice.map_at(&["metadata", "labels"]) == Some(&self.labels);
+        let annotations = slice.map_at(&["metadata", "annotations"]);
+        let annotated = self.annotations.iter().all(|(key, value)| annotations.and_then(|a| a.get(key)) == Some(value));
+        if same_ports && same_labels && annotated && slice.list_at(&["endpoints"]) == endpoints {
             return;
         }
         let mut object = slice;
         object.set(&["metadata", "labels"], self.labels.clone());
+        self.annotate(&mut object);
         object.set(&["ports"], ports.to_vec());
         object.set(&["endpoints"], endpoints.to_vec());
         self.actions.push(Action::Update { resource: &ENDPOINTSLICES, subresource: "", object, then: None });
@@ -290,10 +309,17 @@ impl Plan<'_> {
         let mut object = crate::value!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
             "metadata": {"name": name, "generateName": prefix, "namespace": self.row.name.namespace}});
         object.set(&["metadata", "labels"], self.labels.clone());
+        self.annotate(&mut object);
         object.set(&["metadata", "ownerReferences"], vec![controller_ref(self.row)]);
         object.set(&["ports"], ports.to_vec());
         object.set(&["endpoints"], endpoints.to_vec());
         self.actions.push(Action::Create { resource: &ENDPOINTSLICES, object, then: None });
+    }
+
+    fn annotate(&self, object: &mut Value) {
+        for (key, value) in self.annotations.iter() {
+            object.set(&["metadata", "annotations", key], value.clone());
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::api::driver::{Clients, Driver};
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslicemirroring;
 pub mod garbage_collector;
 pub mod meta;
 pub mod namespace;
@@ -35,8 +36,10 @@ pub fn all(config: &Config) -> Vec<Box<dyn Controller>> {
         Box::new(service_account::ServiceAccounts),
         Box::new(root_ca::RootCa::new(&config.root_ca)),
         Box::new(deployment::Deployments),
-        Box::new(replicaset::ReplicaSets),
+        Box::new(replicaset::REPLICA_SETS),
+        Box::new(replicaset::REPLICATION_CONTROLLERS),
         Box::new(endpointslice::EndpointSlices),
+        Box::new(endpointslicemirroring::EndpointSliceMirroring),
         Box::new(endpoints::Endpoints),
         Box::new(garbage_collector::GarbageCollector::default()),
         Box::new(node_lifecycle::NodeLifecycle),

@@ -1,4 +1,4 @@
-//! Pure: keeps as many pods of a ReplicaSet as it asks for.
+//! Pure: keeps as many pods of a ReplicaSet, or of the older ReplicationController, as it asks for.
 //!
 //! Adopts pods its selector matches and nobody controls, releases its own that match no more, creates under names chosen in
 //! the decision, deletes in upstream's order of preference, and counts in `status`. Start at `reconcile`.
@@ -11,38 +11,59 @@ use super::selector::Selector;
 use crate::api::conditions::{self, Condition};
 use crate::api::controller::{Action, Controller, DeletePolicy, Key, Touched, Turn, World};
 use crate::api::events::Note;
-use crate::api::resource::{PODS, REPLICASETS, Resource};
+use crate::api::resource::{PODS, REPLICASETS, REPLICATIONCONTROLLERS, Resource};
 use crate::api::status::Status;
 use crate::api::value::Value;
 use crate::api::world::Row;
 
-pub struct ReplicaSets;
+/// One of the two kinds that ask for a number of pods alike.
+#[derive(Clone, Copy)]
+pub struct Replicated {
+    name: &'static str,
+    resource: &'static Resource,
+    selector: fn(&Value) -> Selector,
+    counts_terminating: bool,
+}
+
+pub const REPLICA_SETS: Replicated = Replicated {
+    name: "replicaset-controller",
+    resource: &REPLICASETS,
+    selector: |set| Selector::of(set.at(&["spec", "selector"])),
+    counts_terminating: true,
+};
+
+pub const REPLICATION_CONTROLLERS: Replicated = Replicated {
+    name: "replication-controller",
+    resource: &REPLICATIONCONTROLLERS,
+    selector: |set| Selector::of_labels(set.at(&["spec", "selector"])),
+    counts_terminating: false,
+};
 
 /// Pods created or deleted in one decision.
 const BURST: usize = 500;
 
-impl Controller for ReplicaSets {
+impl Controller for Replicated {
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        self.name
     }
 
     fn resources(&self) -> Vec<&'static Resource> {
-        vec![&REPLICASETS, &PODS]
+        vec![self.resource, &PODS]
     }
 
     fn touched(&self, change: &Touched, world: &World) -> Vec<Key> {
-        if *change.resource == REPLICASETS {
+        if change.resource == self.resource {
             return vec![change.key()];
         }
         let mut keys = Vec::new();
         for row in change.rows() {
             match row.controller() {
-                Some(owner) if owner.kind == "ReplicaSet" => {
-                    keys.push(Key::new(&REPLICASETS, row.name.namespace.as_str(), owner.name.as_str()));
+                Some(owner) if owner.kind == self.resource.kind => {
+                    keys.push(Key::new(self.resource, row.name.namespace.as_str(), owner.name.as_str()));
                 }
                 Some(_) => {}
                 None if row.deleting => {}
-                None => keys.extend(matching(world, row)),
+                None => keys.extend(self.matching(world, row)),
             }
         }
         keys.dedup();
@@ -52,14 +73,14 @@ impl Controller for ReplicaSets {
     fn reconcile(&self, key: &Key, world: &World, turn: &Turn) -> Vec<Action> {
         let Some(row) = world.get(key) else { return Vec::new() };
         let set = row.value();
-        let selector = Selector::of(set.at(&["spec", "selector"]));
+        let selector = (self.selector)(&set);
         if !selector.selects() {
             return Vec::new();
         }
         let (mut actions, claimed) = claim(world, row, &selector);
         let active: Vec<&Arc<Row>> = claimed.iter().filter(|pod| pod.pod().is_active()).copied().collect();
         let managing = if row.deleting { Vec::new() } else { manage(world, row, &set, &active, turn) };
-        let status = status_update(row, &set, &claimed, &active, turn, !managing.is_empty());
+        let status = self.status_update(row, &set, &claimed, &active, turn, !managing.is_empty());
         // A count that is about to change is not worth a write, unless what changes it failed the last time.
         if managing.is_empty() || turn.failure.is_some() {
             actions.extend(status);
@@ -79,9 +100,62 @@ impl Controller for ReplicaSets {
     }
 }
 
-fn matching(world: &World, pod: &Row) -> Vec<Key> {
-    let sets = world.within(&REPLICASETS, &pod.name.namespace);
-    sets.filter(|set| Selector::of(set.value().at(&["spec", "selector"])).matches(&pod.labels)).map(|set| set.key()).collect()
+impl Replicated {
+    fn matching(&self, world: &World, pod: &Row) -> Vec<Key> {
+        let sets = world.within(self.resource, &pod.name.namespace);
+        sets.filter(|set| (self.selector)(&set.value()).matches(&pod.labels)).map(|set| set.key()).collect()
+    }
+
+    fn status_update(
+        &self,
+        row: &Row,
+        set: &Value,
+        claimed: &[&Arc<Row>],
+        active: &[&Arc<Row>],
+        turn: &Turn,
+        managing: bool,
+    ) -> Option<Action> {
+        let mut status = set.at(&["status"]).cloned().unwrap_or_else(Value::map);
+        let template = Selector::of_labels(set.at(&["spec", "template", "metadata", "labels"]).or(Some(&Value::map())));
+        let min_ready = set.i64_at(&["spec", "minReadySeconds"]).unwrap_or(0);
+        let count = |test: &dyn Fn(&Row) -> bool| active.iter().filter(|pod| test(pod)).count() as i64;
+        let ready = count(&|pod| pod.pod().ready);
+        let available = count(&|pod| is_available(pod, min_ready, turn));
+        let terminating = claimed.iter().filter(|pod| pod.pod().deletion.is_some() && !pod.pod().is_over()).count() as i64;
+        put_count(&mut status, "replicas", active.len() as i64, Zero::Shown);
+        put_count(&mut status, "fullyLabeledReplicas", count(&|pod| template.matches(&pod.labels)), Zero::Hidden);
+        put_count(&mut status, "readyReplicas", ready, Zero::Hidden);
+        put_count(&mut status, "availableReplicas", available, Zero::Hidden);
+        if self.counts_terminating {
+            put_count(&mut status, "terminatingReplicas", terminating, Zero::Shown);
+        }
+        status.set(&["observedGeneration"], set.i64_at(&["metadata", "generation"]).unwrap_or(0));
+        let mut list = status.list_at(&["conditions"]).to_vec();
+        match (&turn.failure, managing) {
+            (Some(failure), true) => {
+                let wanted = set.i64_at(&["spec", "replicas"]).unwrap_or(1);
+                let reason = if (active.len() as i64) < wanted { "FailedCreate" } else { "FailedDelete" };
+                let condition = Condition::new("ReplicaFailure", "True", reason, failure.message.as_str());
+                if conditions::find(&list, "ReplicaFailure").is_none() {
+                    conditions::set(&mut list, &condition, &rfc3339(turn.now()));
+                }
+            }
+            (None, _) | (Some(_), false) => {
+                conditions::remove(&mut list, "ReplicaFailure");
+            }
+        }
+        if list.is_empty() {
+            status.remove(&["conditions"]);
+        } else {
+            status.set(&["conditions"], list);
+        }
+        if set.at(&["status"]).is_some_and(|old| *old == status) {
+            return None;
+        }
+        let mut object = set.clone();
+        object.set(&["status"], status);
+        Some(Action::Update { resource: row.object.resource, subresource: "status", object, then: None })
+    }
 }
 
 /// The pods that are this set's, after adopting and releasing.
@@ -186,7 +260,7 @@ fn bucket(seconds: i64) -> u32 {
 /// How many pods of this set and its siblings (sets of the same owner) are on each node.
 fn crowding<'a>(world: &'a World, set: &Row) -> HashMap<&'a str, i64> {
     let siblings: Vec<String> = match set.controller() {
-        Some(owner) => world.owned_rows(&owner.uid, &REPLICASETS).map(|s| s.uid.clone()).collect(),
+        Some(owner) => world.owned_rows(&owner.uid, set.object.resource).map(|s| s.uid.clone()).collect(),
         None => vec![set.uid.clone()],
     };
     let mut crowd = HashMap::new();
@@ -196,47 +270,6 @@ fn crowding<'a>(world: &'a World, set: &Row) -> HashMap<&'a str, i64> {
         }
     }
     crowd
-}
-
-fn status_update(row: &Row, set: &Value, claimed: &[&Arc<Row>], active: &[&Arc<Row>], turn: &Turn, managing: bool) -> Option<Action> {
-    let mut status = set.at(&["status"]).cloned().unwrap_or_else(Value::map);
-    let template = Selector::of_labels(set.at(&["spec", "template", "metadata", "labels"]).or(Some(&Value::map())));
-    let min_ready = set.i64_at(&["spec", "minReadySeconds"]).unwrap_or(0);
-    let count = |test: &dyn Fn(&Row) -> bool| active.iter().filter(|pod| test(pod)).count() as i64;
-    let ready = count(&|pod| pod.pod().ready);
-    let available = count(&|pod| is_available(pod, min_ready, turn));
-    let terminating = claimed.iter().filter(|pod| pod.pod().deletion.is_some() && !pod.pod().is_over()).count() as i64;
-    put_count(&mut status, "replicas", active.len() as i64, Zero::Shown);
-    put_count(&mut status, "fullyLabeledReplicas", count(&|pod| template.matches(&pod.labels)), Zero::Hidden);
-    put_count(&mut status, "readyReplicas", ready, Zero::Hidden);
-    put_count(&mut status, "availableReplicas", available, Zero::Hidden);
-    put_count(&mut status, "terminatingReplicas", terminating, Zero::Shown);
-    status.set(&["observedGeneration"], set.i64_at(&["metadata", "generation"]).unwrap_or(0));
-    let mut list = status.list_at(&["conditions"]).to_vec();
-    match (&turn.failure, managing) {
-        (Some(failure), true) => {
-            let wanted = set.i64_at(&["spec", "replicas"]).unwrap_or(1);
-            let reason = if (active.len() as i64) < wanted { "FailedCreate" } else { "FailedDelete" };
-            let condition = Condition::new("ReplicaFailure", "True", reason, failure.message.as_str());
-            if conditions::find(&list, "ReplicaFailure").is_none() {
-                conditions::set(&mut list, &condition, &rfc3339(turn.now()));
-            }
-        }
-        (None, _) | (Some(_), false) => {
-            conditions::remove(&mut list, "ReplicaFailure");
-        }
-    }
-    if list.is_empty() {
-        status.remove(&["conditions"]);
-    } else {
-        status.set(&["conditions"], list);
-    }
-    if set.at(&["status"]).is_some_and(|old| *old == status) {
-        return None;
-    }
-    let mut object = set.clone();
-    object.set(&["status"], status);
-    Some(Action::Update { resource: row.object.resource, subresource: "status", object, then: None })
 }
 
 /// How a count of zero is written.

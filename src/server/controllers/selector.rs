@@ -68,6 +68,12 @@ impl Selector {
         Selector { nothing: false, terms: list.iter().map(Term::of).collect() }
     }
 
+    /// The same, and this label has this value.
+    pub fn and(mut self, key: &str, value: &str) -> Selector {
+        self.terms.push(Term { key: key.into(), op: Op::In, values: vec![value.into()] });
+        self
+    }
+
     pub fn is_empty(&self) -> bool {
         self.terms.is_empty()
     }

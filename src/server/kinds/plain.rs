@@ -125,6 +125,7 @@ pub fn rows() -> Vec<Box<dyn Strategy>> {
         Plain {
             default: replication_controller,
             generation: true,
+            acted_on: true,
             propagation: Propagation::Orphan,
             ..plain(
                 &resource::REPLICATIONCONTROLLERS,

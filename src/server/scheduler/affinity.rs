@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::filter::Reason;
+use super::filter::{Eligible, Reason};
 use crate::api::resource::{NAMESPACES, NODES, PODS};
 use crate::api::value::Value;
 use crate::api::world::{Row, World};
@@ -97,9 +97,13 @@ const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
 const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
 
 impl Terms {
-    pub fn of(world: &World, row: &Row, pod: &Value) -> Terms {
+    pub fn of(world: &World, row: &Row, pod: &Value, eligible: &Eligible) -> Terms {
         let mut terms = Terms { forbidden: forbidden(world, row), ..Terms::default() };
-        terms.spread = pod.list_at(&["spec", "topologySpreadConstraints"]).iter().filter_map(|c| Spread::of(world, row, c)).collect();
+        // Soft ones are left to the spreading score.
+        let hard = |c: &&Value| c.str_at(&["whenUnsatisfiable"]) == "DoNotSchedule";
+        let hard: Vec<&Value> = pod.list_at(&["spec", "topologySpreadConstraints"]).iter().filter(hard).collect();
+        let keys: Vec<&str> = hard.iter().map(|c| c.str_at(&["topologyKey"])).collect();
+        terms.spread = hard.iter().map(|c| Spread::of(world, row, c, &keys, eligible)).collect();
         let Some(affinity) = pod.at(&["spec", "affinity"]) else { return terms };
         let namespace = row.name.namespace.as_str();
         let required = |kind: &str| -> Vec<Required> {
@@ -164,24 +168,30 @@ impl Required {
 }
 
 impl Spread {
-    /// Only hard constraints; soft ones are left to the spreading score.
-    fn of(world: &World, row: &Row, constraint: &Value) -> Option<Spread> {
-        if constraint.str_at(&["whenUnsatisfiable"]) != "DoNotSchedule" {
-            return None;
-        }
+    /// Only nodes with all the keys count.
+    fn of(world: &World, row: &Row, constraint: &Value, keys: &[&str], eligible: &Eligible) -> Spread {
         let key = constraint.str_at(&["topologyKey"]).to_string();
-        let selector = Selector::of(constraint.at(&["labelSelector"]));
-        let nodes = world.all(&NODES).filter_map(|node| node.label(&key));
+        let mut selector = Selector::of(constraint.at(&["labelSelector"]));
+        for label in constraint.list_at(&["matchLabelKeys"]).iter().filter_map(Value::as_str) {
+            if let Some(value) = row.label(label) {
+                selector = selector.and(label, value);
+            }
+        }
+        let counts_in = |node: &Row| keys.iter().all(|k| node.label(k).is_some()) && eligible.holds(node, constraint);
+        let nodes = world.all(&NODES).filter(|node| counts_in(node)).filter_map(|node| node.label(&key));
         let mut counts: BTreeMap<String, i64> = nodes.map(|value| (value.to_string(), 0)).collect();
         let pods = world.within(&PODS, &row.name.namespace).filter(|pod| !pod.deleting && selector.matches(&pod.labels));
-        for value in pods.filter_map(|pod| topology(world, pod, &key)) {
-            *counts.entry(value).or_insert(0) += 1;
+        for pod in pods {
+            let node = world.usage().node_of(&pod.name).and_then(|node| world.find(&NODES, "", node));
+            if let Some(value) = node.filter(|node| counts_in(node)).and_then(|node| node.label(&key)) {
+                *counts.entry(value.to_string()).or_insert(0) += 1;
+            }
         }
         let domains = counts.len() as i64;
         let few = constraint.i64_at(&["minDomains"]).is_some_and(|min| domains < min);
         let least = if few { 0 } else { counts.values().min().copied().unwrap_or(0) };
         let own = i64::from(selector.matches(&row.labels));
-        Some(Spread { key, max_skew: constraint.i64_at(&["maxSkew"]).unwrap_or(1), counts, own, least })
+        Spread { key, max_skew: constraint.i64_at(&["maxSkew"]).unwrap_or(1), counts, own, least }
     }
 }
 

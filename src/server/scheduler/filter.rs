@@ -16,11 +16,29 @@ pub struct Wants<'a> {
     pub facts: &'a PodFacts,
     pub pod: &'a Value,
     pub tolerations: &'a [Value],
-    node_selector: Selector,
-    /// Of required node affinity: one of these has to match.
-    node_terms: Option<Vec<NodeTerm>>,
-    /// `spec.nodeName` of a required field match is how daemon sets pin their pods.
+    choice: NodeChoice,
     pub terms: Terms,
+}
+
+/// Node selector and required node affinity.
+pub struct NodeChoice {
+    selector: Selector,
+    /// One of these has to match. A required field match of the name is how daemon sets pin their pods.
+    terms: Option<Vec<NodeTerm>>,
+}
+
+impl NodeChoice {
+    fn of(pod: &Value) -> NodeChoice {
+        let required = pod.at(&["spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"]);
+        NodeChoice {
+            selector: Selector::of_labels(pod.at(&["spec", "nodeSelector"]).or(Some(&Value::map()))),
+            terms: required.map(|r| r.list_at(&["nodeSelectorTerms"]).iter().map(NodeTerm::of).collect()),
+        }
+    }
+
+    pub fn matches(&self, node: &Row) -> bool {
+        self.selector.matches(&node.labels) && self.terms.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+    }
 }
 
 /// One `nodeSelectorTerm`.
@@ -49,17 +67,10 @@ impl NodeTerm {
 
 impl<'a> Wants<'a> {
     pub fn of(world: &World, row: &'a Row, pod: &'a Value) -> Wants<'a> {
-        let required = pod.at(&["spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"]);
-        let node_terms = required.map(|r| r.list_at(&["nodeSelectorTerms"]).iter().map(NodeTerm::of).collect());
-        Wants {
-            row,
-            facts: row.pod(),
-            pod,
-            tolerations: pod.list_at(&["spec", "tolerations"]),
-            node_selector: Selector::of_labels(pod.at(&["spec", "nodeSelector"]).or(Some(&Value::map()))),
-            node_terms,
-            terms: Terms::of(world, row, pod),
-        }
+        let choice = NodeChoice::of(pod);
+        let tolerations = pod.list_at(&["spec", "tolerations"]);
+        let terms = Terms::of(world, row, pod, &Eligible { choice: &choice, tolerations });
+        Wants { row, facts: row.pod(), pod, tolerations, choice, terms }
     }
 }
 
@@ -118,11 +129,10 @@ pub fn check(world: &World, wants: &Wants, node: &Row) -> Vec<Reason> {
     if facts.unschedulable && !wants.tolerations.iter().any(|t| tolerates(t, &unschedulable_taint())) {
         return vec![Reason::Unschedulable];
     }
-    let bars = |taint: &&Taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
-    if facts.taints.iter().filter(bars).any(|taint| !wants.tolerations.iter().any(|t| tolerates(t, taint))) {
+    if is_tainted(node, wants.tolerations) {
         return vec![Reason::Taint];
     }
-    if !matches_node(wants, node) {
+    if !wants.choice.matches(node) {
         return vec![Reason::NodeAffinity];
     }
     let on = world.usage().on(&node.name.name);
@@ -143,8 +153,25 @@ fn unschedulable_taint() -> Taint {
     Taint { key: "node.kubernetes.io/unschedulable".into(), value: String::new(), effect: "NoSchedule".into(), added: String::new() }
 }
 
-pub fn matches_node(wants: &Wants, node: &Row) -> bool {
-    wants.node_selector.matches(&node.labels) && wants.node_terms.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+/// Some taint of the node bars pods with these tolerations.
+fn is_tainted(node: &Row, tolerations: &[Value]) -> bool {
+    let bars = |taint: &&Taint| taint.effect == "NoSchedule" || taint.effect == "NoExecute";
+    node.node().taints.iter().filter(bars).any(|taint| !tolerations.iter().any(|t| tolerates(t, taint)))
+}
+
+/// Which nodes count when pods are spread.
+pub struct Eligible<'a> {
+    choice: &'a NodeChoice,
+    tolerations: &'a [Value],
+}
+
+impl Eligible<'_> {
+    /// As the constraint's node policies say.
+    pub fn holds(&self, node: &Row, constraint: &Value) -> bool {
+        let by_choice = constraint.str_at(&["nodeAffinityPolicy"]) == "Ignore" || self.choice.matches(node);
+        let by_taints = constraint.str_at(&["nodeTaintsPolicy"]) != "Honor" || !is_tainted(node, self.tolerations);
+        by_choice && by_taints
+    }
 }
 
 /// What is missing for these requests beside what is used.

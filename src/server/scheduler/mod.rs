@@ -67,7 +67,7 @@ impl Controller for Scheduler {
                 let then = Some(normal(row, "Scheduled", format!("Successfully assigned {} to {node}", row.name)));
                 vec![Action::Bind { pod: key.clone(), uid: row.uid.clone(), node, then }]
             }
-            Decision::Preempt { node, victims } => replace(world, row, pod, node, &victims),
+            Decision::Preempt { node, victims, message } => replace(world, row, pod, Replacement { node, victims, message }, turn),
             Decision::Unschedulable(message) => unschedulable(row, pod, message, turn),
         }
     }
@@ -124,6 +124,8 @@ pub enum Decision {
     Preempt {
         node: String,
         victims: Vec<Victim>,
+        /// Why it fits nowhere as things are.
+        message: String,
     },
     /// The message of the condition and the event.
     Unschedulable(String),
@@ -164,36 +166,62 @@ pub fn decide(world: &World, row: &Row, pod: &Value, turn: &Turn) -> Decision {
     }
     let message = filter::message(total, &refused);
     match preempt::plan(world, &wants, &refused) {
-        Ok((node, victims)) => Decision::Preempt { node, victims },
+        Ok((node, victims)) => Decision::Preempt { node, victims, message },
         Err(why) => Decision::Unschedulable(format!("{message} {why}")),
     }
 }
 
 fn unschedulable(row: &Row, mut pod: Value, message: String, turn: &Turn) -> Vec<Action> {
-    let mut list = pod.list_at(&["status", "conditions"]).to_vec();
-    let condition = Condition::new("PodScheduled", "False", "Unschedulable", message.clone());
     let mut actions = Vec::new();
-    if conditions::set(&mut list, &condition, &rfc3339(turn.now())) {
-        pod.set(&["status", "conditions"], list);
-        actions.push(Action::Event(warning(row, "FailedScheduling", message)));
+    if let Some(note) = state(row, &mut pod, message, turn) {
+        actions.push(Action::Event(note));
         actions.push(Action::Update { resource: &PODS, subresource: "status", object: pod, then: None });
     }
     actions.push(Action::RequeueAfter { ms: RETRY_MS });
     actions
 }
 
+/// States in the pod's status why it is not scheduled; says so if that is news.
+fn state(row: &Row, pod: &mut Value, message: String, turn: &Turn) -> Option<Note> {
+    let mut list = pod.list_at(&["status", "conditions"]).to_vec();
+    let condition = Condition::new("PodScheduled", "False", "Unschedulable", message.clone());
+    let news = conditions::set(&mut list, &condition, &rfc3339(turn.now()));
+    pod.set(&["status", "conditions"], list);
+    news.then(|| warning(row, "FailedScheduling", message))
+}
+
+struct Replacement {
+    node: String,
+    victims: Vec<Victim>,
+    message: String,
+}
+
 /// Says where the pod is to go, and makes room there.
-fn replace(world: &World, row: &Row, mut pod: Value, node: String, victims: &[Victim]) -> Vec<Action> {
-    let mut actions = Vec::new();
-    if pod.str_at(&["status", "nominatedNodeName"]) != node {
+fn replace(world: &World, row: &Row, mut pod: Value, to: Replacement, turn: &Turn) -> Vec<Action> {
+    let Replacement { node, victims, message } = to;
+    let mut actions: Vec<Action> = state(row, &mut pod, message, turn).map(Action::Event).into_iter().collect();
+    if !actions.is_empty() || pod.str_at(&["status", "nominatedNodeName"]) != node {
         pod.set(&["status", "nominatedNodeName"], node.as_str());
         actions.push(Action::Update { resource: &PODS, subresource: "status", object: pod, then: None });
     }
-    for Victim { key, uid } in victims {
+    actions.extend(victims.iter().filter_map(|victim| disrupted(world.get(&victim.key)?, turn)));
+    for Victim { key, uid } in &victims {
         let text = format!("Preempted by pod {} on node {node}", row.uid);
         let then = world.get(key).map(|victim| normal(victim, "Preempted", text));
         actions.push(Action::Delete { key: key.clone(), uid: uid.clone(), revision: None, policy: DeletePolicy::Default, then });
     }
     actions.push(Action::RequeueAfter { ms: 10_000 });
     actions
+}
+
+/// A victim's status says why it goes, for whoever counts failures.
+fn disrupted(victim: &Row, turn: &Turn) -> Option<Action> {
+    let mut pod = victim.value();
+    let mut list = pod.list_at(&["status", "conditions"]).to_vec();
+    let text = format!("{NAME}: preempting to accommodate a higher priority pod");
+    let condition = Condition::new("DisruptionTarget", "True", "PreemptionByScheduler", text);
+    conditions::set(&mut list, &condition, &rfc3339(turn.now())).then(|| {
+        pod.set(&["status", "conditions"], list);
+        Action::Update { resource: &PODS, subresource: "status", object: pod, then: None }
+    })
 }
