@@ -924,8 +924,8 @@ fn quote_char(b: u8) -> String {
     }
 }
 
-/// Go's `strconv.Quote`, near enough for field paths.
-fn go_quote(text: &str) -> String {
+/// Go's `strconv.Quote`.
+pub fn go_quote(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -938,6 +938,17 @@ fn go_quote(text: &str) -> String {
             '\u{b}' => out.push_str("\\v"),
             '\u{c}' => out.push_str("\\f"),
             c if (c as u32) < 32 || c as u32 == 127 => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c if (c as u32) < 127 || c.is_alphanumeric() => out.push(c),
+            // Controls, spaces other than the one, and unassigned characters are not printable to Go.
+            c if c.is_control()
+                || c.is_whitespace()
+                || matches!(c as u32, 0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x206f | 0xfeff) =>
+            {
+                match c as u32 {
+                    n @ ..=0xffff => out.push_str(&format!("\\u{n:04x}")),
+                    n => out.push_str(&format!("\\U{n:08x}")),
+                }
+            }
             c => out.push(c),
         }
     }

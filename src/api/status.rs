@@ -349,7 +349,7 @@ impl std::fmt::Display for FieldError {
 
 fn show(value: &Value) -> String {
     match value {
-        Value::Str(s) => format!("{s:?}"),
-        other => other.to_string(),
+        Value::Str(s) => super::json::go_quote(s),
+        other => String::from_utf8_lossy(&super::json::to_vec(other)).into_owned(),
     }
 }

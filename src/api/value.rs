@@ -26,6 +26,8 @@ pub struct Map {
 }
 
 impl Map {
+    pub const EMPTY: Map = Map { entries: Vec::new() };
+
     pub fn new() -> Map {
         Map::default()
     }

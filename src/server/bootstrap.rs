@@ -168,6 +168,16 @@ fn rows(table: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
     table.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).map(|l| l.split('\t').collect())
 }
 
+/// The spec a flow schema or priority level must have that no cluster can do without.
+pub fn mandatory_flow_control(kind: &str, name: &str) -> Option<Value> {
+    if !matches!(name, "exempt" | "catch-all") {
+        return None;
+    }
+    let row = rows(FLOW_CONTROL).find(|row| row[0] == kind && row[1] == name)?;
+    let spec: serde_json::Value = serde_json::from_str(row[2]).expect("specs of flowcontrol.tsv are JSON");
+    Some(spec.into())
+}
+
 fn flow_control() -> Vec<Wanted> {
     let wanted = rows(FLOW_CONTROL).filter_map(|row| {
         let [kind, name, spec] = row[..] else { panic!("a row of flowcontrol.tsv has three columns: {row:?}") };

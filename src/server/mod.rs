@@ -43,6 +43,8 @@ pub mod kinds;
 
 pub mod validation;
 
+pub mod cursor;
+
 pub mod alloc;
 
 pub mod bootstrap;
@@ -161,6 +163,7 @@ pub fn cluster(config: &Config, pki: &Pki) -> Cluster {
         cluster_ca: pair(&pki.cluster),
         client_ca: pair(&pki.client),
         front_proxy_ca: pair(&pki.front_proxy),
+        is_alone: config.disable_controller_manager,
         service_account_key: Pair { public: pki.service_account_public.clone(), private: pki.service_account_key.clone() },
     }
 }

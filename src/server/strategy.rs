@@ -38,6 +38,8 @@ pub struct Cluster {
     pub cluster_ca: Pair,
     pub client_ca: Pair,
     pub front_proxy_ca: Pair,
+    /// No controllers run here (`--disable-controller-manager`): whether anybody acts on a kind is not for us to say.
+    pub is_alone: bool,
     /// Service account signing key (P-256, PKCS#8 PEM) with its public half.
     pub service_account_key: Pair,
 }

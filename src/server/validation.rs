@@ -3,6 +3,7 @@
 //!
 //! Start at [`metadata`] and [`metadata_update`], which the pipeline calls for every kind.
 
+use crate::api::json::go_quote;
 use crate::api::status::FieldError;
 use crate::api::value::Value;
 use crate::server::strategy::NameRule;
@@ -153,13 +154,173 @@ pub fn between(n: i64, low: i64, high: i64) -> Messages {
     when(n < low || n > high, format!("must be between {low} and {high}, inclusive"))
 }
 
+/// An address without leading zeros that is no IPv4 in IPv6's clothes.
 pub fn ip(s: &str) -> Messages {
-    when(parse_ip(s).is_none(), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+    match parse_ip(s) {
+        Some(std::net::IpAddr::V6(v6)) => when(v6.to_ipv4_mapped().is_some(), "must not be an IPv4-mapped IPv6 address"),
+        Some(std::net::IpAddr::V4(_)) => Messages::new(),
+        None if parse_ip(&without_leading_zeros(s)).is_some() => vec!["must not have leading 0s".to_string()],
+        None => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_string()],
+    }
+}
+
+/// [`ip`], written the one way it is printed.
+pub fn canonical_ip(s: &str) -> Messages {
+    let messages = ip(s);
+    match parse_ip(s).map(|ip| ip.to_string()) {
+        Some(canonical) if messages.is_empty() => when(canonical != s, format!("must be in canonical form (\"{canonical}\")")),
+        _ => messages,
+    }
+}
+
+/// An address range with nothing behind the prefix.
+pub fn cidr(s: &str) -> Messages {
+    let one = |message: &str| vec![message.to_string()];
+    let Some((address, length)) = parse_cidr(&without_leading_zeros(s)) else {
+        return one("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    };
+    match () {
+        () if parse_cidr(s).is_none() => one("must not have leading 0s in IP or prefix length"),
+        () if matches!(address, std::net::IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) => {
+            one("must not have an IPv4-mapped IPv6 address")
+        }
+        () if first_address(address, length) != address => one("must not have bits set beyond the prefix length"),
+        () => Messages::new(),
+    }
+}
+
+/// [`cidr`], written the one way it is printed.
+pub fn canonical_cidr(s: &str) -> Messages {
+    let messages = cidr(s);
+    match parse_cidr(s).map(|(ip, length)| format!("{ip}/{length}")) {
+        Some(canonical) if messages.is_empty() => when(canonical != s, format!("must be in canonical form (\"{canonical}\")")),
+        _ => messages,
+    }
+}
+
+/// A warning about an address that is valid and not written as it is printed.
+pub fn ip_warning(at: &str, ip: &str) -> Option<String> {
+    let canonical = parse_ip(ip)?.to_string();
+    let text = "should be in RFC 5952 canonical format";
+    (ip.contains(':') && canonical != ip).then(|| format!("{at}: IPv6 address {} {text} ({})", go_quote(ip), go_quote(&canonical)))
+}
+
+/// The same of a range.
+pub fn cidr_warning(at: &str, range: &str) -> Option<String> {
+    let (address, length) = parse_cidr(range)?;
+    let first = first_address(address, length);
+    if first != address {
+        let all = if address.is_ipv4() { 32 } else { 128 };
+        return Some(format!(
+            "{at}: CIDR value {} is ambiguous in this context (should be \"{first}/{length}\" or \"{address}/{all}\"?)",
+            go_quote(range)
+        ));
+    }
+    let canonical = format!("{first}/{length}");
+    let text = "should be in RFC 5952 canonical format";
+    (range.contains(':') && canonical != range)
+        .then(|| format!("{at}: IPv6 CIDR value {} {text} ({})", go_quote(range), go_quote(&canonical)))
+}
+
+/// Address and prefix length, as written.
+pub fn parse_cidr(s: &str) -> Option<(std::net::IpAddr, u32)> {
+    let (address, length) = s.split_once('/')?;
+    let address = parse_ip(address)?;
+    let plain = length == "0" || (!length.starts_with('0') && !length.is_empty() && length.bytes().all(|b| b.is_ascii_digit()));
+    let length = length.parse().ok().filter(|n| plain && *n <= if address.is_ipv4() { 32 } else { 128 })?;
+    Some((address, length))
+}
+
+/// The lowest address of a range.
+pub fn first_address(address: std::net::IpAddr, length: u32) -> std::net::IpAddr {
+    match address {
+        std::net::IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
+            std::net::Ipv4Addr::from(u32::from(v4) & mask).into()
+        }
+        std::net::IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+            std::net::Ipv6Addr::from(u128::from(v6) & mask).into()
+        }
+    }
+}
+
+/// Every run of decimal digits of an IPv4 address (and a prefix length) without its leading zeros.
+fn without_leading_zeros(s: &str) -> String {
+    let mut out = String::with_capacity(s.len());
+    let mut parts = s.split_inclusive(['.', '/', ':']).peekable();
+    while let Some(part) = parts.next() {
+        let (digits, end) = part.strip_suffix(['.', '/', ':']).map_or((part, ""), |d| (d, &part[d.len()..]));
+        let trimmed = digits.trim_start_matches('0');
+        let hex = end == ":" || (end.is_empty() && s.contains(':') && !s.contains('/') && !s.contains('.'));
+        let numeric = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && !hex;
+        out.push_str(match (numeric, trimmed) {
+            (true, "") => "0",
+            (true, trimmed) => trimmed,
+            (false, _) => digits,
+        });
+        out.push_str(end);
+    }
+    out
+}
+
+/// RFC 1123 subdomain whose first label is `*`.
+pub fn wildcard_subdomain(s: &str) -> Messages {
+    const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of \
+        lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex used for \
+        validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+    when(!s.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(is_label)), WILDCARD)
+}
+
+/// [`path_segment`] of a whole name.
+pub fn segment(s: &str) -> Messages {
+    path_segment(s, false)
 }
 
 /// An address as Go's parser takes it: no leading zeros, no zone.
 pub fn parse_ip(s: &str) -> Option<std::net::IpAddr> {
     s.parse().ok()
+}
+
+/// `strconv.Atoi`.
+pub fn go_atoi(text: &str) -> Result<i64, String> {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let syntax = digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit());
+    let why = if syntax { "invalid syntax" } else { "value out of range" };
+    let parsed = if syntax { None } else { text.parse().ok() };
+    parsed.ok_or_else(|| format!("strconv.Atoi: parsing {}: {why}", go_quote(text)))
+}
+
+/// `time.ParseDuration`, in seconds.
+pub fn go_duration(text: &str) -> Result<f64, String> {
+    let wrong = || format!("time: invalid duration {}", go_quote(text));
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
+    if rest == "0" {
+        return Ok(0.0);
+    }
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit = rest[digits..].bytes().take_while(|b| !b.is_ascii_digit() && *b != b'.').count();
+        let seconds = match &rest[digits..digits + unit] {
+            "" => return Err(format!("time: missing unit in duration {}", go_quote(text))),
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            unit => return Err(format!("time: unknown unit {} in duration {}", go_quote(unit), go_quote(text))),
+        };
+        total += number * seconds;
+        rest = &rest[digits + unit..];
+    }
+    Ok(sign * total)
 }
 
 /// Appends one Invalid per message.
@@ -436,7 +597,13 @@ mod tests {
             ("..a", config_key, "must not start with '..'"),
             ("a=b", env_name, ENV_NAME),
             ("80", port_name, "must contain at least one letter (a-z)"),
-            ("010.0.0.1", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            ("010.0.0.1", ip, "must not have leading 0s"),
+            ("10.0.0", ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            ("::ffff:1.2.3.4", ip, "must not be an IPv4-mapped IPv6 address"),
+            ("2001:DB8::1", canonical_ip, "must be in canonical form (\"2001:db8::1\")"),
+            ("10.0.0.1/08", cidr, "must not have leading 0s in IP or prefix length"),
+            ("10.0.0.1/8", cidr, "must not have bits set beyond the prefix length"),
+            ("10.0.0.0/33", cidr, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
         ];
         for (text, check, want) in bad {
             assert_eq!(check(text).first().map(String::as_str), Some(*want), "{text}");

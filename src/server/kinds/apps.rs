@@ -5,6 +5,7 @@ use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::{Map, Value};
 use crate::server::kinds::core::{matches_selector, pod_defaults, pod_spec, print_selector};
+use crate::server::kinds::workload;
 use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_create, begin_update};
 use crate::server::{table, validation};
 use crate::value;
@@ -71,6 +72,9 @@ impl Strategy for Deployments {
         validation::immutable(&mut errors, "spec.selector", new.at(&["spec", "selector"]), old.at(&["spec", "selector"]));
         errors
     }
+    fn warnings(&self, _: &Context, new: &Value, old: Option<&Value>) -> Vec<String> {
+        workload::template_warnings(new, old, &["spec", "template"])
+    }
     fn validate_status_update(&self, _: &Context, new: &Value, _: &Value) -> Vec<FieldError> {
         let counts = ["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"];
         status(new, &counts)
@@ -135,6 +139,10 @@ impl Strategy for ReplicaSets {
         let mut errors = self.validate(context, new);
         validation::immutable(&mut errors, "spec.selector", new.at(&["spec", "selector"]), old.at(&["spec", "selector"]));
         errors
+    }
+    fn warnings(&self, _: &Context, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let name = workload::name_warning(new).filter(|_| old.is_none());
+        name.into_iter().chain(workload::template_warnings(new, old, &["spec", "template"])).collect()
     }
     fn validate_status_update(&self, _: &Context, new: &Value, _: &Value) -> Vec<FieldError> {
         status(new, &["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"])

@@ -35,9 +35,6 @@ impl Strategy for Endpoints {
         }
         errors
     }
-    fn warnings(&self, _: &Context, _: &Value, _: Option<&Value>) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string()]
-    }
     fn create_on_update(&self) -> bool {
         true
     }

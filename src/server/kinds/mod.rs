@@ -3,13 +3,23 @@
 //! [`rows`] is the table. A kind's page says everything the API server knows about it: defaults, validation, columns,
 //! selectable fields, subresources. The pages know nothing of HTTP and little of each other.
 
+pub mod admissionregistration;
 pub mod apps;
+pub mod autoscaling;
+pub mod batch;
 pub mod coordination;
 pub mod core;
+pub mod devices;
 pub mod endpoints;
+pub mod flowcontrol;
+pub mod networking;
 pub mod plain;
+pub mod policy;
 pub mod rbac;
 pub mod review;
+pub mod sets;
+pub mod storage;
+pub mod workload;
 
 use std::sync::Arc;
 
@@ -35,6 +45,7 @@ pub fn rows(auth: &Arc<Auth>) -> Vec<Box<dyn Strategy>> {
         Box::new(endpoints::EndpointSlices),
         Box::new(apps::Deployments),
         Box::new(apps::ReplicaSets),
+        Box::new(autoscaling::Autoscalers),
     ];
     rows.extend(rbac::rows(auth));
     rows.extend(plain::rows());

@@ -63,7 +63,7 @@ impl Pipeline {
                 Attempted::Object { object, tree, generated } => (object, tree, generated),
             };
             let mut said = context.take_warnings();
-            if !row.strategy.is_acted_on() {
+            if !row.strategy.is_acted_on() && !self.cluster.is_alone {
                 said.push(not_acted_on(row));
             }
             if context.dry_run {

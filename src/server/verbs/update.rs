@@ -119,7 +119,7 @@ impl Pipeline {
             let value = self.attempt_update(row, &context, wanted.value, wanted.ownership, &old_tree)?;
             let mut said = std::mem::take(&mut wanted.warnings);
             said.append(&mut context.take_warnings());
-            if !row.strategy.is_acted_on() {
+            if !row.strategy.is_acted_on() && !self.cluster.is_alone {
                 said.push(not_acted_on(row));
             }
             let written = match self.write_update(row, &context, &old, value).await? {

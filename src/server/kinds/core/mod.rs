@@ -1,5 +1,7 @@
 //! The core group: pods, nodes, namespaces and what they hold.
 
+pub mod amounts;
+pub mod claims;
 pub mod configmaps;
 pub mod events;
 pub mod namespaces;
@@ -7,12 +9,16 @@ pub mod nodes;
 pub mod pod_defaults;
 pub mod pod_spec;
 pub mod pod_update;
+pub mod pod_warnings;
 pub mod pods;
 pub mod qos;
+pub mod quotas;
 pub mod secrets;
 pub mod serviceaccounts;
 pub mod services;
 pub mod services_validate;
+pub mod templates;
+pub mod volumes;
 
 use crate::api::value::{Map, Value};
 

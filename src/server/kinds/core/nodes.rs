@@ -78,6 +78,14 @@ impl Strategy for Nodes {
     fn has_generation(&self) -> bool {
         false
     }
+    fn warnings(&self, _: &Context, node: &Value, _: Option<&Value>) -> Vec<String> {
+        let old = node.at(&["spec", "configSource"]).map(|_| "spec.configSource: the feature is no longer supported".to_string());
+        let external = !node.str_at(&["spec", "externalID"]).is_empty();
+        let external = external.then(|| "spec.externalID: this field is deprecated, and is unused by Kubernetes".to_string());
+        let ranges = node.list_at(&["spec", "podCIDRs"]).iter().filter_map(Value::as_str).enumerate();
+        let ranges = ranges.filter_map(|(i, range)| validation::cidr_warning(&format!("spec.podCIDRs[{i}]"), range));
+        old.into_iter().chain(external).chain(ranges).collect()
+    }
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

@@ -56,20 +56,22 @@ pub fn drop_disabled(spec: &mut Map) {
     }
 }
 
-fn with(map: &mut Map, key: &str, f: impl FnOnce(&mut Map)) {
+/// Runs `f` over the map under `key`, if there is one.
+pub fn with(map: &mut Map, key: &str, f: impl FnOnce(&mut Map)) {
     if let Some(inner) = map.get_mut(key).and_then(Value::as_map_mut) {
         f(inner);
     }
 }
 
 /// An empty string counts as absent, as it does in Go.
-fn default_str(map: &mut Map, key: &str, value: &str) {
+pub fn default_str(map: &mut Map, key: &str, value: &str) {
     if map.str(key).is_empty() {
         map.insert(key, value);
     }
 }
 
-fn default_int(map: &mut Map, key: &str, value: i64) {
+/// Zero counts as absent.
+pub fn default_int(map: &mut Map, key: &str, value: i64) {
     if map.get(key).and_then(Value::as_i64).unwrap_or(0) == 0 {
         map.insert(key, value);
     }
@@ -163,6 +165,18 @@ fn volume(v: &mut Map) {
             each(s, "sources", projection);
         });
     }
+    volume_sources(v);
+    with(v, "ephemeral", |s| {
+        with(s, "volumeClaimTemplate", |t| t.map_slot("spec").insert_default("volumeMode", "Filesystem"));
+    });
+    with(v, "image", |s| {
+        let policy = pull_policy(s.str("reference"));
+        default_str(s, "pullPolicy", policy);
+    });
+}
+
+/// Of sources persistent volumes have, too.
+pub fn volume_sources(v: &mut Map) {
     with(v, "hostPath", |s| s.insert_default("type", ""));
     with(v, "iscsi", |s| default_str(s, "iscsiInterface", "default"));
     with(v, "rbd", |s| {
@@ -179,13 +193,6 @@ fn volume(v: &mut Map) {
     with(v, "scaleIO", |s| {
         default_str(s, "storageMode", "ThinProvisioned");
         default_str(s, "fsType", "xfs");
-    });
-    with(v, "ephemeral", |s| {
-        with(s, "volumeClaimTemplate", |t| with(t, "spec", |spec| spec.insert_default("volumeMode", "Filesystem")));
-    });
-    with(v, "image", |s| {
-        let policy = pull_policy(s.str("reference"));
-        default_str(s, "pullPolicy", policy);
     });
 }
 

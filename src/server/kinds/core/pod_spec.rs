@@ -6,6 +6,8 @@ use std::collections::HashSet;
 use crate::api::quantity::Quantity;
 use crate::api::status::FieldError;
 use crate::api::value::{Map, Value};
+use crate::server::cursor;
+use crate::server::kinds::core::{amounts, volumes as sources};
 use crate::server::validation::{self as check, between, invalid, invalid_number, non_negative, one_of};
 
 type Errors = Vec<FieldError>;
@@ -348,7 +350,7 @@ fn env_field_ref(errors: &mut Errors, at: &str, r: &Value) {
     }
 }
 
-fn resource_field_ref(errors: &mut Errors, at: &str, r: &Value, in_volume: bool) {
+pub fn resource_field_ref(errors: &mut Errors, at: &str, r: &Value, in_volume: bool) {
     let resource = r.str_at(&["resource"]);
     if in_volume && r.str_at(&["containerName"]).is_empty() {
         errors.push(FieldError::required(format!("{at}.containerName"), ""));
@@ -494,10 +496,6 @@ fn amounts(map: Option<&Map>) -> Vec<(&str, Quantity)> {
     entries.filter_map(|(name, q)| Some((name, Quantity::parse(q.as_str()?).ok()?))).collect()
 }
 
-fn overcommits(name: &str) -> bool {
-    matches!(name, "cpu" | "memory" | "ephemeral-storage")
-}
-
 pub fn resources(errors: &mut Errors, at: &str, resources: Option<&Value>) {
     let Some(resources) = resources else { return };
     let (limits, requests) = (amounts(resources.map_at(&["limits"])), amounts(resources.map_at(&["requests"])));
@@ -509,7 +507,7 @@ pub fn resources(errors: &mut Errors, at: &str, resources: Option<&Value>) {
     for (name, quantity) in &requests {
         let at = format!("{at}.requests");
         match limits.iter().find(|(n, _)| n == name) {
-            Some((_, limit)) if !overcommits(name) && limit != quantity => {
+            Some((_, limit)) if !amounts::overcommits(name) && limit != quantity => {
                 errors.push(FieldError::invalid(at, quantity.to_string(), format!("must be equal to {name} limit of {limit}")));
             }
             Some((_, limit)) if quantity > limit => {
@@ -520,7 +518,7 @@ pub fn resources(errors: &mut Errors, at: &str, resources: Option<&Value>) {
                 ));
             }
             Some(_) => {}
-            None if !overcommits(name) => {
+            None if !amounts::overcommits(name) => {
                 errors.push(FieldError::required(at.replace(".requests", ".limits"), "Limit must be set for non overcommitable resources"));
             }
             None => {}
@@ -537,7 +535,7 @@ fn amount(errors: &mut Errors, at: &str, name: &str, quantity: &Quantity) {
     if quantity.sign() < 0 {
         errors.push(FieldError::invalid(at, quantity.to_string(), "must be greater than or equal to 0"));
     }
-    let whole = name.contains('/') || name.starts_with("hugepages-");
+    let whole = amounts::is_counted(name);
     if whole && quantity.milli_value() % 1000 != 0 {
         errors.push(FieldError::invalid(at, quantity.to_string(), "must be an integer"));
     }
@@ -550,19 +548,8 @@ fn amount(errors: &mut Errors, at: &str, name: &str, quantity: &Quantity) {
     }
 }
 
-fn resource_name(errors: &mut Errors, at: &str, name: &str) {
-    let messages = check::qualified_name(name);
-    let bad = !messages.is_empty();
-    invalid(errors, at, name, messages);
-    let standard = overcommits(name) || name.starts_with("hugepages-");
-    if bad {
-        if name.contains('/') {
-            errors.push(FieldError::invalid(at, name, "doesn't follow extended resource name standard"));
-        }
-    } else if !name.contains('/') && !standard {
-        errors.push(FieldError::invalid(at, name, "must be a standard resource type or fully qualified"));
-        errors.push(FieldError::invalid(at, name, "must be a standard resource for containers"));
-    }
+pub fn resource_name(errors: &mut Errors, at: &str, name: &str) {
+    invalid(errors, at, name, amounts::container_name(name));
 }
 
 fn claims(errors: &mut Errors, at: &str, claims: &[Value], known: &[&str]) {
@@ -740,160 +727,15 @@ fn volumes(errors: &mut Errors, at: &str, volumes: &[Value]) {
         if !name.is_empty() && !names.insert(name) {
             errors.push(FieldError::duplicate(format!("{at}.name"), name));
         }
-        volume_source(errors, &at, v);
-    }
-}
-
-/// Source, and the members it cannot do without.
-const REQUIRED: [(&str, &[&str]); 20] = [
-    ("awsElasticBlockStore", &["volumeID"]),
-    ("azureDisk", &["diskName", "diskURI"]),
-    ("azureFile", &["secretName", "shareName"]),
-    ("cephfs", &["monitors"]),
-    ("cinder", &["volumeID"]),
-    ("configMap", &["name"]),
-    ("csi", &["driver"]),
-    ("emptyDir", &[]),
-    ("ephemeral", &["volumeClaimTemplate"]),
-    ("flexVolume", &["driver"]),
-    ("flocker", &[]),
-    ("gcePersistentDisk", &["pdName"]),
-    ("gitRepo", &["repository"]),
-    ("glusterfs", &["endpoints", "path"]),
-    ("image", &["reference"]),
-    ("iscsi", &["targetPortal", "iqn"]),
-    ("nfs", &["server", "path"]),
-    ("persistentVolumeClaim", &["claimName"]),
-    ("rbd", &["monitors", "image"]),
-    ("secret", &["secretName"]),
-];
-
-fn volume_source(errors: &mut Errors, at: &str, volume: &Value) {
-    let mut count = 0;
-    for (source, body) in volume.as_map().into_iter().flat_map(|m| m.iter()) {
-        if source == "name" || body.is_null() {
-            continue;
-        }
-        count += 1;
-        let at = format!("{at}.{source}");
-        if count > 1 {
-            errors.push(FieldError::forbidden(at, "may not specify more than 1 volume type"));
-            continue;
-        }
-        // Upstream's path for it differs from the field.
-        let at = if source == "gcePersistentDisk" { at.replace(source, "persistentDisk") } else { at };
-        let required = REQUIRED.iter().find(|(name, _)| *name == source).map_or(&[][..], |(_, keys)| keys);
-        for key in required {
-            // A template may leave the image to whoever makes pods of it.
-            if source == "image" && at.contains(".template.") {
-                continue;
+        cursor::part(errors, "io.k8s.api.core.v1.Volume", &at, v, |at| {
+            if sources::volume_sources(at, &sources::POD_SOURCES, None) == 0 {
+                at.required("must specify a volume type");
             }
-            let missing = match body.get(key) {
-                None | Some(Value::Null) => true,
-                Some(Value::Str(s)) => s.is_empty(),
-                Some(Value::List(l)) => l.is_empty(),
-                Some(Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Map(_)) => false,
-            };
-            if missing {
-                errors.push(FieldError::required(format!("{at}.{key}"), ""));
-            }
-        }
-        match source {
-            "hostPath" => host_path(errors, &at, body),
-            "nfs" if !body.str_at(&["path"]).starts_with('/') => {
-                errors.push(FieldError::invalid(format!("{at}.path"), body.str_at(&["path"]), "must be an absolute path"));
-            }
-            "emptyDir" => empty_dir(errors, &at, body),
-            "configMap" | "secret" => {
-                default_mode(errors, &at, body);
-                items(errors, &at, body.list_at(&["items"]));
-            }
-            "downwardAPI" => {
-                default_mode(errors, &at, body);
-                downward_items(errors, &at, body.list_at(&["items"]));
-            }
-            "projected" => projected(errors, &at, body),
-            "image" if !body.str_at(&["pullPolicy"]).is_empty() => {
-                one_of(errors, &format!("{at}.pullPolicy"), body.str_at(&["pullPolicy"]), &PULL_POLICIES);
-            }
-            _ => {}
-        }
-    }
-    if count == 0 {
-        errors.push(FieldError::required(at, "must specify a volume type"));
+        });
     }
 }
 
-fn host_path(errors: &mut Errors, at: &str, body: &Value) {
-    let path = body.str_at(&["path"]);
-    if path.is_empty() {
-        errors.push(FieldError::required(format!("{at}.path"), ""));
-    } else if path.split('/').any(|s| s == "..") {
-        errors.push(FieldError::invalid(format!("{at}.path"), path, "must not contain '..'"));
-    }
-    let known = ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
-    one_of(errors, &format!("{at}.type"), body.str_at(&["type"]), &known);
-}
-
-fn empty_dir(errors: &mut Errors, at: &str, body: &Value) {
-    if Quantity::parse(body.str_at(&["sizeLimit"])).is_ok_and(|q| q.sign() < 0) {
-        errors.push(FieldError::forbidden(format!("{at}.sizeLimit"), "SizeLimit field must be a valid resource quantity"));
-    }
-}
-
-fn is_mode(mode: i64) -> bool {
-    (0..=0o777).contains(&mode)
-}
-const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
-
-fn default_mode(errors: &mut Errors, at: &str, body: &Value) {
-    if let Some(mode) = body.i64_at(&["defaultMode"]).filter(|m| !is_mode(*m)) {
-        errors.push(FieldError::invalid(format!("{at}.defaultMode"), mode, MODE));
-    }
-}
-
-fn items(errors: &mut Errors, at: &str, items: &[Value]) {
-    for (i, item) in items.iter().enumerate() {
-        let at = format!("{at}.items[{i}]");
-        if item.str_at(&["key"]).is_empty() {
-            errors.push(FieldError::required(format!("{at}.key"), ""));
-        }
-        local_path(errors, &at, item);
-    }
-}
-
-fn local_path(errors: &mut Errors, at: &str, item: &Value) {
-    match item.str_at(&["path"]) {
-        "" => errors.push(FieldError::required(format!("{at}.path"), "")),
-        path => {
-            relative_path(errors, &format!("{at}.path"), path);
-            if path.starts_with("..") && !path.split('/').any(|s| s == "..") {
-                errors.push(FieldError::invalid(format!("{at}.path"), path, "must not start with '..'"));
-            }
-        }
-    }
-    if let Some(mode) = item.i64_at(&["mode"]).filter(|m| !is_mode(*m)) {
-        errors.push(FieldError::invalid(format!("{at}.mode"), mode, MODE));
-    }
-}
-
-fn downward_items(errors: &mut Errors, at: &str, items: &[Value]) {
-    for (i, item) in items.iter().enumerate() {
-        // Upstream names the list, not the entry.
-        let _ = i;
-        local_path(errors, at, item);
-        match (item.at(&["fieldRef"]), item.at(&["resourceFieldRef"])) {
-            (Some(_), Some(_)) => {
-                errors.push(FieldError::invalid(at, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"));
-            }
-            (Some(r), None) => volume_field_ref(errors, &format!("{at}.fieldRef"), r),
-            (None, Some(r)) => resource_field_ref(errors, &format!("{at}.resourceFieldRef"), r, true),
-            (None, None) => errors.push(FieldError::required(at, "one of fieldRef and resourceFieldRef is required")),
-        }
-    }
-}
-
-fn volume_field_ref(errors: &mut Errors, at: &str, r: &Value) {
+pub fn volume_field_ref(errors: &mut Errors, at: &str, r: &Value) {
     let path = r.str_at(&["fieldPath"]);
     if path.is_empty() {
         errors.push(FieldError::required(format!("{at}.fieldPath"), ""));
@@ -908,58 +750,6 @@ fn volume_field_ref(errors: &mut Errors, at: &str, r: &Value) {
         (path, None) => {
             let why = format!("error converting fieldPath: field label not supported: {path}");
             errors.push(FieldError::invalid(at, path, why));
-        }
-    }
-}
-
-fn projected(errors: &mut Errors, at: &str, body: &Value) {
-    default_mode(errors, at, body);
-    let mut paths = HashSet::new();
-    let mut claim = |errors: &mut Errors, path: &str| {
-        if !path.is_empty() && !paths.insert(path.to_string()) {
-            errors.push(FieldError::invalid(at, path, "conflicting duplicate paths"));
-        }
-    };
-    for (i, source) in body.list_at(&["sources"]).iter().enumerate() {
-        let each = format!("{at}.sources[{i}]");
-        let mut count = 0;
-        for (kind, s) in source.as_map().into_iter().flat_map(|m| m.iter()).filter(|(_, s)| !s.is_null()) {
-            count += 1;
-            let at_kind = format!("{each}.{kind}");
-            if count > 1 {
-                errors.push(FieldError::forbidden(at_kind, "may not specify more than 1 volume type"));
-                continue;
-            }
-            match kind {
-                "secret" | "configMap" => {
-                    if s.str_at(&["name"]).is_empty() {
-                        errors.push(FieldError::required(format!("{at_kind}.name"), ""));
-                    }
-                    items(errors, &at_kind, s.list_at(&["items"]));
-                    s.list_at(&["items"]).iter().for_each(|item| claim(errors, item.str_at(&["path"])));
-                }
-                "downwardAPI" => {
-                    downward_items(errors, &at_kind, s.list_at(&["items"]));
-                    s.list_at(&["items"]).iter().for_each(|item| claim(errors, item.str_at(&["path"])));
-                }
-                "serviceAccountToken" => {
-                    let (path, seconds) = (s.str_at(&["path"]), s.i64_at(&["expirationSeconds"]).unwrap_or(3600));
-                    if seconds < 600 {
-                        let why = "may not specify a duration less than 10 minutes";
-                        errors.push(FieldError::invalid(format!("{at_kind}.expirationSeconds"), seconds, why));
-                    }
-                    if seconds > 1 << 32 {
-                        let why = "may not specify a duration larger than 2^32 seconds";
-                        errors.push(FieldError::invalid(format!("{at_kind}.expirationSeconds"), seconds, why));
-                    }
-                    match path {
-                        "" => errors.push(FieldError::required(format!("{at}.path"), "")),
-                        _ => relative_path(errors, &format!("{at}.path"), path),
-                    }
-                    claim(errors, path);
-                }
-                _ => claim(errors, s.str_at(&["path"])),
-            }
         }
     }
 }
@@ -1013,13 +803,13 @@ fn affinity(errors: &mut Errors, at: &str, affinity: Option<&Value>) {
                 errors.push(FieldError::required(at.clone(), "must have at least one node selector term"));
             }
             for (i, term) in terms.iter().enumerate() {
-                node_selector_term(errors, &format!("{at}[{i}]"), term);
+                node_selector_term(errors, &format!("{at}[{i}]"), term, true);
             }
         }
         for (i, p) in node.list_at(&[PREFERRED]).iter().enumerate() {
             let at = format!("{at}.{PREFERRED}[{i}]");
             weight(errors, &at, p);
-            node_selector_term(errors, &format!("{at}.preference"), p.get("preference").unwrap_or(&Value::Null));
+            node_selector_term(errors, &format!("{at}.preference"), p.get("preference").unwrap_or(&Value::Null), false);
         }
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
@@ -1042,7 +832,8 @@ fn weight(errors: &mut Errors, at: &str, preferred: &Value) {
     }
 }
 
-fn node_selector_term(errors: &mut Errors, at: &str, term: &Value) {
+/// Labels of preferred terms may hold anything.
+pub fn node_selector_term(errors: &mut Errors, at: &str, term: &Value, required: bool) {
     for (i, r) in term.list_at(&["matchExpressions"]).iter().enumerate() {
         let at = format!("{at}.matchExpressions[{i}]");
         let (key, values) = (r.str_at(&["key"]), r.list_at(&["values"]));
@@ -1061,6 +852,9 @@ fn node_selector_term(errors: &mut Errors, at: &str, term: &Value) {
             other => errors.push(FieldError::invalid(format!("{at}.operator"), other, "not a valid selector operator")),
         }
         invalid(errors, &format!("{at}.key"), key, check::qualified_name(key));
+        for (n, value) in values.iter().filter_map(Value::as_str).enumerate().filter(|_| required) {
+            invalid(errors, &format!("{at}.values[{n}]"), value, check::label_value(value));
+        }
     }
     for (i, r) in term.list_at(&["matchFields"]).iter().enumerate() {
         let at = format!("{at}.matchFields[{i}]");
@@ -1076,6 +870,10 @@ fn node_selector_term(errors: &mut Errors, at: &str, term: &Value) {
         let key = r.str_at(&["key"]);
         if key != "metadata.name" {
             errors.push(FieldError::invalid(format!("{at}.key"), key, "not a valid field selector key"));
+            continue;
+        }
+        for (n, value) in r.list_at(&["values"]).iter().filter_map(Value::as_str).enumerate() {
+            invalid(errors, &format!("{at}.values[{n}]"), value, check::subdomain(value));
         }
     }
 }
@@ -1339,26 +1137,6 @@ pub fn ephemeral_containers(pod: &Value) -> Errors {
         }
     }
     errors
-}
-
-/// Texts for `Warning` headers.
-pub fn warnings(pod: &Value) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for (list, at) in [("initContainers", "spec.initContainers"), ("containers", "spec.containers")] {
-        for (i, c) in pod.list_at(&["spec", list]).iter().enumerate() {
-            let mut seen = HashSet::new();
-            for (n, e) in c.list_at(&["env"]).iter().enumerate() {
-                let name = e.str_at(&["name"]);
-                if !seen.insert(name) {
-                    let was = c.list_at(&["env"]).iter().position(|e| e.str_at(&["name"]) == name).unwrap_or(0);
-                    let at = format!("{at}[{i}].env");
-                    warnings.push(format!("{at}[{n}]: hides previous definition of \"{name}\", which may be dropped when using apply"));
-                    let _ = was;
-                }
-            }
-        }
-    }
-    warnings
 }
 
 #[cfg(test)]

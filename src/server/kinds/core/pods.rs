@@ -107,7 +107,7 @@ impl Strategy for Pods {
         }
     }
     fn warnings(&self, _: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
-        if old.is_some() { Vec::new() } else { super::pod_spec::warnings(object) }
+        if old.is_some() { Vec::new() } else { super::pod_warnings::warnings("", object) }
     }
 
     fn returns_deleted(&self) -> bool {

@@ -13,7 +13,7 @@ use crate::server::alloc::{self, Ports, Refusal};
 use crate::server::kinds::core::{pod_defaults::each, print_labels};
 use crate::server::kinds::none;
 use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy, begin_status_update, restore};
-use crate::server::table;
+use crate::server::{table, validation};
 
 pub struct Services;
 
@@ -73,6 +73,9 @@ impl Strategy for Services {
         for ip in addresses(service) {
             alloc::release_address(context, &ip);
         }
+    }
+    fn warnings(&self, _: &Context, service: &Value, _: Option<&Value>) -> Vec<String> {
+        warnings(service)
     }
     fn columns(&self) -> &'static [Column] {
         const {
@@ -475,6 +478,44 @@ fn ports(service: &Value) -> String {
         }
     });
     none(&ports.collect::<Vec<_>>().join(","))
+}
+
+/// What is set and will not do what it looks like.
+fn warnings(service: &Value) -> Vec<String> {
+    let text = |key: &str| service.str_at(&["spec", key]);
+    let list = |key: &str| service.list_at(&["spec", key]).iter().filter_map(Value::as_str).enumerate().map(|(i, s)| (i, s.to_string()));
+    let headless = text("type") == "ClusterIP" && text("clusterIP") == "None";
+    let (external_name, has_external) = (text("type") == "ExternalName", list("externalIPs").next().is_some());
+    let mut out = Vec::new();
+    let mut say = |when: bool, what: &str| out.extend(when.then(|| what.to_string()));
+    let hints = service.at(&["metadata", "annotations", "service.kubernetes.io/topology-aware-hints"]).is_some();
+    say(
+        hints,
+        "annotation service.kubernetes.io/topology-aware-hints is deprecated, please use service.kubernetes.io/topology-mode instead",
+    );
+    say(headless && !text("loadBalancerIP").is_empty(), "spec.loadBalancerIP is ignored for headless services");
+    say(headless && has_external, "spec.externalIPs is ignored for headless services");
+    say(headless && text("sessionAffinity") != "None", "spec.SessionAffinity is ignored for headless services");
+    for (i, ip) in list("externalIPs") {
+        out.extend(validation::ip_warning(&format!("spec.externalIPs[{i}]"), &ip));
+    }
+    if has_external && !headless && !external_name {
+        out.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".to_string());
+    }
+    out.extend(validation::ip_warning("spec.loadBalancerIP", text("loadBalancerIP")));
+    for (i, range) in list("loadBalancerSourceRanges") {
+        out.extend(validation::cidr_warning(&format!("spec.loadBalancerSourceRanges[{i}]"), range.trim()));
+    }
+    if external_name && has_external {
+        out.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".to_string());
+    }
+    if !external_name && !text("externalName").is_empty() {
+        out.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_string());
+    }
+    if text("trafficDistribution") == "PreferClose" {
+        out.push("spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"".to_string());
+    }
+    out
 }
 
 #[cfg(test)]
