@@ -1,7 +1,7 @@
 # The commands of the README. Each installs what it needs (Debian packages, as root) and says so.
 
 TARGET := x86_64-unknown-linux-gnu
-.PHONY: build run test bench conformance conformance-smoke needs test-needs fmt
+.PHONY: build run test bench oracle conformance conformance-smoke needs test-needs fmt
 
 # A static, non-PIE, stripped executable.
 build: needs
@@ -26,6 +26,10 @@ conformance: $(if $(CORACLE),,build)
 conformance-smoke: needs
 	cargo build --locked --bin coracle
 	@CORACLE=$(or $(CORACLE),target/$(TARGET)/debug/coracle) tests/upstream/conformance --smoke
+
+# The recorded answers of upstream's API server: all, or ORACLE=<name or prefix>. See tests/oracle/README.md.
+oracle: needs
+	cargo test --locked --test it oracle::recorded_answers -- --nocapture
 
 bench: build
 	cargo bench --locked

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -42,7 +42,7 @@ pub const KEYS: &[Key] = &[
     key("node-ip", "", "Address of this node [default: that of the default route]"),
     key("kubelet-port", "10250", "Port of the kubelet API"),
     key("cluster-cidr", "10.42.0.0/16", "Range pods get addresses from"),
-    key("service-cidr", "10.43.0.0/16", "Range services get addresses from"),
+    key("service-cidr", "10.43.0.0/16", "Range services get addresses from; for dual stack an IPv6 range after a comma"),
     key("cluster-dns", "", "Address of the cluster's DNS [default: the tenth of service-cidr]"),
     key("cluster-domain", "cluster.local", "Domain of the cluster's names"),
     key("write-kubeconfig", "/etc/coracle/kubeconfig.yaml", "Where the administrator's kubeconfig is written (mode 0600)"),
@@ -73,7 +73,11 @@ impl Range {
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
                 u32::from(net) & mask == u32::from(a) & mask
             }
-            (IpAddr::V6(_), _) | (IpAddr::V4(_), IpAddr::V6(_)) => false,
+            (IpAddr::V6(net), IpAddr::V6(a)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
+                u128::from(net) & mask == u128::from(a) & mask
+            }
+            (IpAddr::V6(_), IpAddr::V4(_)) | (IpAddr::V4(_), IpAddr::V6(_)) => false,
         }
     }
 
@@ -100,6 +104,8 @@ pub struct Config {
     pub kubelet_port: u16,
     pub cluster_cidr: Range,
     pub service_cidr: Range,
+    /// The IPv6 range of a dual-stack cluster. Only the API knows it yet: nodes route IPv4.
+    pub service_cidr_v6: Option<Range>,
     pub cluster_dns: IpAddr,
     pub cluster_domain: String,
     pub write_kubeconfig: PathBuf,
@@ -194,28 +200,52 @@ impl Settings {
         if self.text(name).0.is_empty() { default() } else { self.parse(name, wanted) }
     }
 
+    /// An IPv4 range, and an IPv6 range after a comma.
+    fn ranges(&self, name: &str) -> Result<(Range, Option<Range>), Error> {
+        let (text, source_name) = self.text(name);
+        let (v4, v6) = text.split_once(',').map_or((text.as_str(), None), |(v4, v6)| (v4, Some(v6.trim())));
+        let v6 = v6.map(|v6| parse_range_v6(v6).map_err(|why| Error::Value { key: name.into(), why, source_name: source_name.clone() }));
+        Ok((parse_range(name, v4.trim(), &source_name)?, v6.transpose()?))
+    }
+
     fn range(&self, name: &str) -> Result<Range, Error> {
         let (text, source_name) = self.text(name);
-        let bad = |why: &str| Error::Value { key: name.into(), why: format!("{text:?} {why}"), source_name: source_name.clone() };
-        let (address, prefix) = text.split_once('/').ok_or_else(|| bad("is not a range such as 10.42.0.0/16"))?;
-        let address: Ipv4Addr = address.parse().map_err(|_| bad("is not an IPv4 range such as 10.42.0.0/16"))?;
-        let prefix: u8 = prefix.parse().map_err(|_| bad("has no number after the slash"))?;
-        if !(8..=28).contains(&prefix) {
-            return Err(bad("must have a prefix length between 8 and 28"));
-        }
-        let mask = u32::MAX << (32 - u32::from(prefix));
-        if u32::from(address) & !mask != 0 {
-            return Err(bad("has bits set after its prefix"));
-        }
-        Ok(Range { address: address.into(), prefix })
+        parse_range(name, &text, &source_name)
     }
+}
+
+fn parse_range_v6(text: &str) -> Result<Range, String> {
+    let parsed = text.split_once('/').and_then(|(address, prefix)| Some((address.parse::<Ipv6Addr>().ok()?, prefix.parse::<u8>().ok()?)));
+    let Some((address, prefix)) = parsed else { return Err(format!("{text:?} is not an IPv6 range such as fd00:43::/112")) };
+    if !(64..=124).contains(&prefix) {
+        return Err(format!("{text:?} must have a prefix length between 64 and 124"));
+    }
+    if u128::from(address) & !(u128::MAX << (128 - u32::from(prefix))) != 0 {
+        return Err(format!("{text:?} has bits set after its prefix"));
+    }
+    Ok(Range { address: address.into(), prefix })
+}
+
+fn parse_range(name: &str, text: &str, source_name: &str) -> Result<Range, Error> {
+    let bad = |why: &str| Error::Value { key: name.into(), why: format!("{text:?} {why}"), source_name: source_name.to_string() };
+    let (address, prefix) = text.split_once('/').ok_or_else(|| bad("is not a range such as 10.42.0.0/16"))?;
+    let address: Ipv4Addr = address.parse().map_err(|_| bad("is not an IPv4 range such as 10.42.0.0/16"))?;
+    let prefix: u8 = prefix.parse().map_err(|_| bad("has no number after the slash"))?;
+    if !(8..=28).contains(&prefix) {
+        return Err(bad("must have a prefix length between 8 and 28"));
+    }
+    let mask = u32::MAX << (32 - u32::from(prefix));
+    if u32::from(address) & !mask != 0 {
+        return Err(bad("has bits set after its prefix"));
+    }
+    Ok(Range { address: address.into(), prefix })
 }
 
 impl Config {
     /// Checks every setting and finds out the defaults that depend on the machine.
     pub fn from_settings(settings: &Settings) -> Result<Config, Error> {
         let data_dir = absolute(Path::new(&settings.text("data-dir").0));
-        let service_cidr = settings.range("service-cidr")?;
+        let (service_cidr, service_cidr_v6) = settings.ranges("service-cidr")?;
         let cluster_cidr = settings.range("cluster-cidr")?;
         let bind_address: IpAddr = settings.parse("bind-address", "an address")?;
         let node_ip = settings.parse_or("node-ip", "an address", || Ok(default_node_ip()))?;
@@ -240,6 +270,7 @@ impl Config {
             node_ip,
             cluster_cidr,
             service_cidr,
+            service_cidr_v6,
             cluster_dns,
             instance,
         };
@@ -359,6 +390,11 @@ mod tests {
                 "node-name",
                 "Not_A_Name",
                 r#"node-name: "Not_A_Name" is not a lower-case DNS name; choose one with --node-name (from the flag --node-name)"#,
+            ),
+            (
+                "service-cidr",
+                "10.43.0.0/16,fd00::/16",
+                r#"service-cidr: "fd00::/16" must have a prefix length between 64 and 124 (from the flag --service-cidr)"#,
             ),
             ("disable-agent", "maybe", r#"disable-agent: "maybe" is not true or false (from the flag --disable-agent)"#),
         ];

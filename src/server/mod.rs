@@ -154,7 +154,7 @@ pub fn assemble(store: Store, cluster: Cluster, clock: Arc<dyn Clock>) -> Result
 pub fn cluster(config: &Config, pki: &Pki) -> Cluster {
     let pair = |a: &Authority| Pair { public: a.certificate.clone(), private: a.key.clone() };
     Cluster {
-        service_cidrs: vec![format!("{}/{}", config.service_cidr.address, config.service_cidr.prefix)],
+        service_cidrs: std::iter::once(config.service_cidr).chain(config.service_cidr_v6).map(|range| range.to_string()).collect(),
         node_ports: (30_000, 32_767),
         domain: config.cluster_domain.clone(),
         advertise_address: config.advertise_address.to_string(),

@@ -16,6 +16,8 @@ mod node;
 
 mod api;
 
+mod oracle;
+
 mod sim;
 
 mod cases;
