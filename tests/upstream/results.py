@@ -4,8 +4,12 @@
   table DIR [--update]  the table of DIR's JUnit files, DIR/failures.txt and DIR/failures/; fails if a spec of expected.txt failed
   regex FILE            a regular expression that matches the names in FILE
 """
-import collections, glob, os, re, sys
+import builtins, collections, functools, glob, os, re, sys
 import xml.etree.ElementTree as xml
+
+# Whatever the machine's locale says.
+open = functools.partial(builtins.open, encoding="utf-8", errors="replace")
+sys.stdout.reconfigure(encoding="utf-8", errors="replace")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FINISHED = re.compile(r"^(?:• )?(?:(?P<verdict>\[(?:FAILED|PANICKED|TIMEDOUT|INTERRUPTED|ABORTED)\]) )?\[(?P<seconds>[\d.]+) seconds\]$")
@@ -22,6 +26,7 @@ def listed(path):
 
 def follow(phase, folder):
     total, done, failed, block = "?", 0, 0, []
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     with open(f"{folder}/{phase}.log", "w") as log:
         for line in sys.stdin:
             line = line.rstrip("\n")
