@@ -22,6 +22,8 @@ pub mod schema;
 
 pub mod json;
 
+pub mod yaml;
+
 pub mod protobuf;
 
 pub mod types;

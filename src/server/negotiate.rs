@@ -5,7 +5,7 @@
 use crate::api::request::{Body, PatchType};
 use crate::api::status::{Result, Status};
 use crate::api::value::Value;
-use crate::api::{json, protobuf, schema};
+use crate::api::{json, protobuf, schema, yaml};
 
 use bytes::Bytes;
 
@@ -229,13 +229,9 @@ pub fn encode(value: &Value, encoding: Encoding, pretty: bool) -> Vec<u8> {
             out.push(b'\n');
             out
         }
-        Encoding::Yaml => yaml(value),
+        Encoding::Yaml => yaml::write(value),
         Encoding::Protobuf => protobuf_of(value),
     }
-}
-
-fn yaml(value: &Value) -> Vec<u8> {
-    serde_yaml_ng::to_string(value).map_or_else(|_| json::to_vec(value), String::into_bytes)
 }
 
 /// With the envelope. Kinds the schema table does not know are wrapped as JSON, which the envelope allows.

@@ -140,13 +140,6 @@ fn quantities_and_times_become_canonical() {
 }
 
 #[test]
-fn yaml_is_read_and_repeated_keys_are_told() {
-    let (tree, repeated) = parse_yaml(b"a: 1\nb: [x, 'y', 1.5, null, true]\na: 2\nc:\n  d: |\n    text\n1: k\n").unwrap();
-    assert_eq!(tree, value!({"a": 2, "b": ["x", "y", 1.5, null, true], "c": {"d": "text\n"}, "1": "k"}));
-    assert_eq!(repeated, [r#"key "a" already set in map"#]);
-}
-
-#[test]
 fn conform_is_idempotent() {
     let mut tree = value!({"spec": {"containers": [{"name": "c", "zz": 1}], "nodeName": null}});
     assert_eq!(conform(pod(), &mut tree).unwrap(), [r#"unknown field "spec.containers[0].zz""#]);

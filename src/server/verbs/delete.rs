@@ -2,12 +2,12 @@
 //!
 //! An object that must wait (grace) or is held (finalizers) is marked and stays; later deletes can only shorten the wait.
 
-use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Body, List, Options, Request, Response, Verb};
 use crate::api::schema;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
+use crate::api::{json, yaml};
 use crate::store::{Error, Expect};
 use std::time::Duration;
 
@@ -266,7 +266,7 @@ fn delete_options(request: &Request) -> Result<DeleteOptions> {
             }
         },
         Body::Yaml(bytes) => {
-            let (mut value, _) = json::parse_yaml(bytes).map_err(Status::bad_request)?;
+            let (mut value, _) = yaml::parse(bytes).map_err(Status::bad_request)?;
             json::conform(ty, &mut value).map_err(Status::bad_request)?;
             Some(value)
         }

@@ -17,7 +17,7 @@ use crate::api::resource::Resource;
 use crate::api::schema::{self, TypeRef};
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
-use crate::api::{json, protobuf};
+use crate::api::{json, protobuf, yaml};
 use crate::store::{self, Batch, Check, Expect, Put};
 
 use super::registry::Row;
@@ -73,7 +73,7 @@ fn decode(ty: TypeRef, api_version: &str, kind: &str, body: &Body, options: &Opt
         Body::Empty => return Err(unrecognized(kind, "couldn't get version/kind; json parse error: unexpected end of JSON input", b"")),
         Body::Json(bytes) => decode_json(ty, kind, bytes, &mut texts)?,
         Body::Yaml(bytes) => {
-            let (mut value, duplicates) = json::parse_yaml(bytes).map_err(|e| unrecognized(kind, &e, bytes))?;
+            let (mut value, duplicates) = yaml::parse(bytes).map_err(|e| unrecognized(kind, &e, bytes))?;
             check_kind(&value, api_version, kind)?;
             texts = duplicates;
             let unknown =

@@ -3,12 +3,12 @@
 //! A request without a resourceVersion is done over when others get in between: patch, admission and validation included.
 //! What changes nothing writes nothing. An update that takes a deleting object's last finalizer removes the object.
 
-use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Body, PatchType, Request, Response};
 use crate::api::resource::Resource;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
+use crate::api::{json, yaml};
 use crate::store::{Error, Expect, Written};
 
 use super::create::{empty_batch, not_acted_on};
@@ -293,7 +293,7 @@ pub(super) fn parse_patch(request: &Request, patch_type: PatchType) -> Result<Va
     let patch = match &request.body {
         Body::Value(value) => value.clone(),
         Body::Json(bytes) => json::parse(bytes).map_err(|e| Status::bad_request(format!("{prefix}{e}")))?,
-        Body::Yaml(bytes) => json::parse_yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?.0,
+        Body::Yaml(bytes) => yaml::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?.0,
         Body::Empty => return Err(Status::bad_request(format!("{prefix}unexpected end of JSON input"))),
         Body::Protobuf(_) => return Err(Status::bad_request("a patch is JSON or YAML")),
     };
