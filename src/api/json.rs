@@ -1,4 +1,4 @@
-//! Pure: JSON and YAML bytes to tree and back, strict, from the field table.
+//! Pure: JSON bytes to tree and back, strict, from the field table.
 //!
 //! [`decode`] reads an object as upstream's typed decoder would: unknown and repeated fields are reported, wrong types are
 //! errors in Go's words with Go's idea of the path, and the resulting tree is what Go would print (zero values dropped or
@@ -9,7 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::object::Object;
-
+use super::protobuf;
+use super::protobuf::transcode::Head;
 use super::quantity::Quantity;
 use super::resource::Resource;
 use super::schema::{self, Field, Kind, Slots, TypeRef};
@@ -39,108 +40,41 @@ pub fn decode(ty: TypeRef, bytes: &[u8]) -> Result<(Value, Vec<String>), String>
     }
 }
 
-/// Puts a tree made by other means (YAML, a patch, code) through the same check; drops what [`decode`] would drop.
+/// Puts a tree made by other means (a patch, YAML, code) through the same check; drops what [`decode`] would drop.
 pub fn conform(ty: TypeRef, value: &mut Value) -> Result<Vec<String>, String> {
     let (conformed, reports) = decode(ty, &to_vec(value))?;
     *value = conformed;
     Ok(reports)
 }
 
-/// Reads YAML (or JSON, which is YAML); the second part has one text per repeated key.
-pub fn parse_yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
-    if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
-        && let Ok(value) = parse(bytes)
-    {
-        return Ok((value, Vec::new()));
-    }
-    let mut repeated = Vec::new();
-    let seed = yaml::Node { repeated: &mut repeated, depth: 0 };
-    let value = serde::de::DeserializeSeed::deserialize(seed, serde_yaml_ng::Deserializer::from_slice(bytes))
-        .map_err(|e| format!("error converting YAML to JSON: yaml: {e}"))?;
-    Ok((value, repeated))
-}
-
-mod yaml {
-    use super::{DEPTH_MAX, Map, Value};
-    use serde::de::{Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
-
-    pub struct Node<'a> {
-        pub repeated: &'a mut Vec<String>,
-        pub depth: usize,
-    }
-
-    impl<'de> serde::de::DeserializeSeed<'de> for Node<'_> {
-        type Value = Value;
-        fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
-            if self.depth > DEPTH_MAX {
-                return Err(D::Error::custom("exceeded max depth"));
-            }
-            d.deserialize_any(self)
-        }
-    }
-
-    impl<'de> Visitor<'de> for Node<'_> {
-        type Value = Value;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("any YAML value")
-        }
-        fn visit_unit<E>(self) -> Result<Value, E> {
-            Ok(Value::Null)
-        }
-        fn visit_none<E>(self) -> Result<Value, E> {
-            Ok(Value::Null)
-        }
-        fn visit_bool<E>(self, b: bool) -> Result<Value, E> {
-            Ok(Value::Bool(b))
-        }
-        fn visit_i64<E>(self, i: i64) -> Result<Value, E> {
-            Ok(Value::Int(i))
-        }
-        fn visit_u64<E>(self, u: u64) -> Result<Value, E> {
-            Ok(i64::try_from(u).map_or(Value::Float(u as f64), Value::Int))
-        }
-        fn visit_f64<E>(self, f: f64) -> Result<Value, E> {
-            Ok(Value::Float(f))
-        }
-        fn visit_str<E>(self, s: &str) -> Result<Value, E> {
-            Ok(Value::Str(s.to_string()))
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-            let mut list = Vec::new();
-            while let Some(item) = items.next_element_seed(Node { repeated: self.repeated, depth: self.depth + 1 })? {
-                list.push(item);
-            }
-            Ok(Value::List(list))
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-            let mut map = Map::new();
-            while let Some(key) = members.next_key_seed(Node { repeated: self.repeated, depth: self.depth + 1 })? {
-                let key = match key {
-                    Value::Str(s) => s,
-                    Value::Map(_) | Value::List(_) => return Err(A::Error::custom("a mapping key is not a scalar")),
-                    other => other.to_string(),
-                };
-                let value = members.next_value_seed(Node { repeated: self.repeated, depth: self.depth + 1 })?;
-                if map.contains_key(&key) {
-                    self.repeated.push(format!("key {key:?} already set in map"));
-                }
-                map.insert(key, value);
-            }
-            Ok(Value::Map(map))
-        }
-        /// A tagged value: the tag says nothing to us.
-        fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<Value, A::Error> {
-            let (_, variant) = tagged.variant::<serde::de::IgnoredAny>()?;
-            variant.newtype_variant_seed(Node { repeated: self.repeated, depth: self.depth + 1 })
-        }
-    }
-}
-
 /// The stored object as JSON of resource `as_`, with `apiVersion`, `kind` and `metadata.resourceVersion`.
 pub fn transcode(object: &Object, as_: &Resource, out: &mut Vec<u8>) {
+    let api_version = as_.api_version();
+    write_object(object, Some((&api_version, as_.kind)), out);
+}
+
+/// As lists of built-ins hold it: without `apiVersion` and `kind`.
+pub fn transcode_item(object: &Object, out: &mut Vec<u8>) {
+    write_object(object, None, out);
+}
+
+fn write_object(object: &Object, type_meta: Option<(&str, &str)>, out: &mut Vec<u8>) {
+    if let (false, Some(ty)) = (object.is_json(), object.resource.known_type()) {
+        let head = Head { type_meta, revision: object.revision };
+        let written = protobuf::transcode::object(ty, &object.bytes, head, out);
+        return written.unwrap_or_else(|e| panic!("stored {} does not decode: {e}", object.resource));
+    }
     let mut value = object.value();
-    value.set(&["apiVersion"], as_.api_version());
-    value.set(&["kind"], as_.kind);
+    match type_meta {
+        Some((api_version, kind)) => {
+            value.set(&["apiVersion"], api_version);
+            value.set(&["kind"], kind);
+        }
+        None => {
+            value.remove(&["apiVersion"]);
+            value.remove(&["kind"]);
+        }
+    }
     write(&value, out);
 }
 

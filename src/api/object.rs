@@ -62,12 +62,51 @@ pub struct Owner {
     pub block: bool,
 }
 
+/// What indexes need of metadata, read in one pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta<'a> {
+    pub name: &'a str,
+    pub namespace: &'a str,
+    pub uid: &'a str,
+    pub labels: Vec<(&'a str, &'a str)>,
+    pub owners: Vec<Owner>,
+    pub is_deleting: bool,
+}
+
 // Numbers in ObjectMeta and OwnerReference that are read without the table.
 const METADATA: u32 = 1;
+const META_NAME: u32 = 1;
+const META_NAMESPACE: u32 = 3;
+const META_UID: u32 = 5;
+const META_DELETION: u32 = 9;
 const META_LABELS: u32 = 11;
 const META_ANNOTATIONS: u32 = 12;
 const META_OWNERS: u32 = 13;
 const META_FINALIZERS: u32 = 14;
+const OWNER_KIND: u32 = 1;
+const OWNER_NAME: u32 = 3;
+const OWNER_UID: u32 = 4;
+const OWNER_API_VERSION: u32 = 5;
+const OWNER_CONTROLLER: u32 = 6;
+const OWNER_BLOCK: u32 = 7;
+
+impl Owner {
+    fn read(bytes: &[u8]) -> Owner {
+        let mut owner = Owner::default();
+        for (number, raw) in protobuf::fields(bytes) {
+            match number {
+                OWNER_API_VERSION => owner.api_version = raw.str().to_string(),
+                OWNER_KIND => owner.kind = raw.str().to_string(),
+                OWNER_NAME => owner.name = raw.str().to_string(),
+                OWNER_UID => owner.uid = raw.str().to_string(),
+                OWNER_CONTROLLER => owner.controller = raw.bool(),
+                OWNER_BLOCK => owner.block = raw.bool(),
+                _ => {}
+            }
+        }
+        owner
+    }
+}
 
 impl Object {
     /// Encodes a tree: built-in kinds as protobuf, custom resources as JSON. `apiVersion`, `kind` and resourceVersion are
@@ -93,7 +132,7 @@ impl Object {
     }
 
     /// Custom resources are JSON; no message of ours begins with a brace.
-    fn is_json(&self) -> bool {
+    pub(super) fn is_json(&self) -> bool {
         self.bytes.first() == Some(&b'{')
     }
 
@@ -143,6 +182,37 @@ impl Object {
             Peek::Int(i) => Some(i),
             Peek::Str(_) | Peek::Bool(_) | Peek::Bytes(_) => None,
         }
+    }
+
+    /// Some fields of the whole object, as a tree; those of custom resources may be more.
+    pub fn decode_only(&self, only: protobuf::Only) -> Value {
+        match self.resource.known_type() {
+            Some(ty) if !self.is_json() => {
+                let decoded = protobuf::decode_only(ty, &self.bytes, only);
+                decoded.unwrap_or_else(|e| panic!("stored {} does not decode: {e}", self.resource))
+            }
+            _ => self.value(),
+        }
+    }
+
+    pub fn metadata(&self) -> Meta<'_> {
+        if self.is_json() {
+            let (name, namespace, uid) = (self.name(), self.namespace(), self.uid());
+            return Meta { name, namespace, uid, labels: self.labels(), owners: self.owners(), is_deleting: self.is_deleting() };
+        }
+        let mut meta = Meta::default();
+        for (number, raw) in protobuf::fields(self.meta()) {
+            match number {
+                META_NAME => meta.name = raw.str(),
+                META_NAMESPACE => meta.namespace = raw.str(),
+                META_UID => meta.uid = raw.str(),
+                META_DELETION => meta.is_deleting = !raw.bytes().is_empty(),
+                META_LABELS => meta.labels.push(raw.entry()),
+                META_OWNERS => meta.owners.push(Owner::read(raw.bytes())),
+                _ => {}
+            }
+        }
+        meta
     }
 
     fn meta(&self) -> &[u8] {
@@ -218,8 +288,7 @@ impl Object {
             let raw = json::raw_at(&self.bytes, &["metadata", "ownerReferences"]).unwrap_or(b"[]");
             return json::raw_elements(raw).filter_map(|item| json::parse(item).ok()).map(read).collect();
         }
-        let Some(ty) = schema::object_meta().field("ownerReferences").and_then(|f| f.message()) else { return Vec::new() };
-        protobuf::elements(self.meta(), META_OWNERS).filter_map(|item| protobuf::decode(ty, item).ok()).map(read).collect()
+        protobuf::elements(self.meta(), META_OWNERS).map(Owner::read).collect()
     }
 
     /// The owner that controls this object, if one does.
@@ -249,6 +318,9 @@ mod tests {
         assert!(object.is_deleting());
         let owner = object.controller().unwrap();
         assert_eq!((owner.kind.as_str(), owner.name.as_str(), owner.block), ("ReplicaSet", "r", false));
+        assert_eq!((owner.api_version.as_str(), owner.uid.as_str()), ("apps/v1", "ru"));
+        let (labels, owners) = (object.labels(), object.owners());
+        assert_eq!(object.metadata(), Meta { name: "a", namespace: "n", uid: "u", labels, owners, is_deleting: true });
         assert_eq!(object.value().str_at(&["metadata", "resourceVersion"]), "7");
         assert_eq!(object.str_at(&["metadata", "labels", "app"]), "x");
         assert_eq!(object.str_at(&["spec", "nodeName"]), "n1");

@@ -5,6 +5,8 @@
 //! makes the tree Go would print. [`peek`] reads one field of stored bytes without decoding. The top-level `apiVersion` and
 //! `kind` are not in the message but in the envelope ([`seal`], [`open`]).
 
+pub mod transcode;
+
 use super::json;
 use super::object::Revision;
 use super::quantity::Quantity;
@@ -205,6 +207,11 @@ enum Scalar<'a> {
 
 impl<'a> Cursor<'a> {
     fn varint(&mut self) -> Option<u64> {
+        // Tags and lengths mostly fit in one byte.
+        if let [byte @ ..0x80, rest @ ..] = self.0 {
+            self.0 = rest;
+            return Some((*byte).into());
+        }
         let mut v = 0u64;
         for (i, &b) in self.0.iter().enumerate().take(10) {
             v |= u64::from(b & 0x7f) << (7 * i);
@@ -270,29 +277,52 @@ impl<'a> Scalar<'a> {
 
 /// The tree Go would print of the message; unknown fields are passed over.
 pub fn decode(ty: TypeRef, bytes: &[u8]) -> Result<Value, String> {
-    read_message(ty, bytes, 0).map(Value::Map)
+    read_message(ty, bytes, 0, ALL).map(Value::Map)
 }
 
-fn read_message(ty: TypeRef, bytes: &[u8], depth: usize) -> Result<Map, String> {
+/// Fields to decode, by JSON name, each with those of its own messages; an empty list is all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Only(pub &'static [(&'static str, Only)]);
+
+/// Everything below.
+pub const ALL: Only = Only(&[]);
+
+impl Only {
+    /// What is wanted of the field, if anything is.
+    fn of(self, name: &str) -> Option<Only> {
+        if self.0.is_empty() { Some(ALL) } else { self.0.iter().find(|(wanted, _)| *wanted == name).map(|(_, below)| *below) }
+    }
+}
+
+/// As [`decode`], of some fields; the others are as if they were absent.
+pub fn decode_only(ty: TypeRef, bytes: &[u8], only: Only) -> Result<Value, String> {
+    read_message(ty, bytes, 0, only).map(Value::Map)
+}
+
+fn read_message(ty: TypeRef, bytes: &[u8], depth: usize, only: Only) -> Result<Map, String> {
     if depth > json::DEPTH_MAX {
         return Err("exceeded max depth".to_string());
     }
     let mut slots = Slots::new(ty);
-    read_steps(&ty.get().wire, ty.get(), bytes, depth, &mut slots)?;
+    read_steps(&ty.get().wire, ty.get(), bytes, (depth, only), &mut slots)?;
     Ok(slots.finish())
 }
 
-fn read_steps(wire: &'static [Wire], ty: &'static Type, bytes: &[u8], depth: usize, slots: &mut Slots) -> Result<(), String> {
+/// How deep a value is, and what is wanted of it.
+type Place = (usize, Only);
+
+fn read_steps(wire: &'static [Wire], ty: &'static Type, bytes: &[u8], place: Place, slots: &mut Slots) -> Result<(), String> {
     let mut cursor = Cursor(bytes);
     let mut guess = 0;
     while let Some(next) = cursor.next() {
         let (number, scalar) = next?;
         let Some(step) = find_step(wire, number, &mut guess) else { continue };
         match step {
-            Wire::Inline(_, inner) => read_steps(inner, ty, scalar.bytes()?, depth, slots)?,
+            Wire::Inline(_, inner) => read_steps(inner, ty, scalar.bytes()?, place, slots)?,
             Wire::Field(_, index) => {
                 let field = &ty.fields[usize::from(*index)];
-                read_field(field, scalar, depth, slots.slot(*index)).map_err(|e| format!("{}: {e}", field.json_name))?;
+                let Some(only) = place.1.of(field.json_name) else { continue };
+                read_field(field, scalar, (place.0, only), slots.slot(*index)).map_err(|e| format!("{}: {e}", field.json_name))?;
             }
         }
     }
@@ -310,7 +340,7 @@ fn find_step(wire: &'static [Wire], number: u32, guess: &mut usize) -> Option<&'
     }
 }
 
-fn read_field(field: &'static Field, scalar: Scalar<'_>, depth: usize, slot: &mut Option<Value>) -> Result<(), String> {
+fn read_field(field: &'static Field, scalar: Scalar<'_>, place: Place, slot: &mut Option<Value>) -> Result<(), String> {
     if field.repeated {
         let list = slot.get_or_insert_with(|| Value::List(Vec::new())).as_list_mut().expect("repeated fields hold lists");
         if let (Scalar::Bytes(packed), Kind::Int32 | Kind::Int64) = (scalar, field.kind) {
@@ -320,25 +350,25 @@ fn read_field(field: &'static Field, scalar: Scalar<'_>, depth: usize, slot: &mu
             }
             return Ok(());
         }
-        list.push(read_single(field.kind, scalar, depth)?);
+        list.push(read_single(field.kind, scalar, place)?);
     } else if field.map {
         let map = slot.get_or_insert_with(Value::map).as_map_mut().expect("map fields hold maps");
-        let (key, value) = read_entry(field.kind, scalar.bytes()?, depth)?;
+        let (key, value) = read_entry(field.kind, scalar.bytes()?, place)?;
         map.insert(key, value);
     } else {
-        let value = read_single(field.kind, scalar, depth)?;
+        let value = read_single(field.kind, scalar, place)?;
         *slot = Some(value);
     }
     Ok(())
 }
 
-fn read_entry(kind: Kind, bytes: &[u8], depth: usize) -> Result<(String, Value), String> {
+fn read_entry(kind: Kind, bytes: &[u8], place: Place) -> Result<(String, Value), String> {
     let (mut key, mut value) = (String::new(), None);
     let mut cursor = Cursor(bytes);
     while let Some(next) = cursor.next() {
         match next? {
             (1, scalar) => key = scalar.text()?,
-            (2, scalar) => value = Some(read_single(kind, scalar, depth)?),
+            (2, scalar) => value = Some(read_single(kind, scalar, place)?),
             _ => {}
         }
     }
@@ -346,7 +376,8 @@ fn read_entry(kind: Kind, bytes: &[u8], depth: usize) -> Result<(String, Value),
     Ok((key, value.unwrap_or_else(zero)))
 }
 
-fn read_single(kind: Kind, scalar: Scalar<'_>, depth: usize) -> Result<Value, String> {
+fn read_single(kind: Kind, scalar: Scalar<'_>, place: Place) -> Result<Value, String> {
+    let (depth, only) = place;
     Ok(match kind {
         Kind::Bool => Value::Bool(scalar.int()? != 0),
         Kind::Int32 => Value::Int((scalar.int()? as i32).into()),
@@ -364,7 +395,7 @@ fn read_single(kind: Kind, scalar: Scalar<'_>, depth: usize) -> Result<Value, St
         Kind::Any => Value::Null,
         Kind::Strings => Value::List(repeated(scalar.bytes()?, 1, Kind::String, depth)?),
         Kind::SchemaOrBool => match first(scalar.bytes()?, 2)? {
-            Some(props) => Value::Map(read_message(schema::schema_props(), props.bytes()?, depth + 1)?),
+            Some(props) => Value::Map(read_message(schema::schema_props(), props.bytes()?, depth + 1, ALL)?),
             None => Value::Bool(first(scalar.bytes()?, 1)?.is_some_and(|b| matches!(b, Scalar::Int(1..)))),
         },
         Kind::SchemaOrArray | Kind::SchemaOrStrings => {
@@ -372,11 +403,11 @@ fn read_single(kind: Kind, scalar: Scalar<'_>, depth: usize) -> Result<Value, St
             let list = repeated(scalar.bytes()?, 2, item, depth)?;
             match first(scalar.bytes()?, 1)? {
                 _ if !list.is_empty() => Value::List(list),
-                Some(props) => Value::Map(read_message(schema::schema_props(), props.bytes()?, depth + 1)?),
+                Some(props) => Value::Map(read_message(schema::schema_props(), props.bytes()?, depth + 1, ALL)?),
                 None => Value::Null,
             }
         }
-        Kind::Message(ty) => Value::Map(read_message(ty, scalar.bytes()?, depth + 1)?),
+        Kind::Message(ty) => Value::Map(read_message(ty, scalar.bytes()?, depth + 1, only)?),
     })
 }
 
@@ -399,7 +430,7 @@ fn repeated(bytes: &[u8], wanted: u32, kind: Kind, depth: usize) -> Result<Vec<V
     while let Some(next) = cursor.next() {
         let (number, scalar) = next?;
         if number == wanted {
-            items.push(read_single(kind, scalar, depth)?);
+            items.push(read_single(kind, scalar, (depth, ALL))?);
         }
     }
     Ok(items)
@@ -440,6 +471,47 @@ fn read_int_or_string(bytes: &[u8]) -> Result<Value, String> {
         return Ok(Value::Str(first(bytes, 3)?.map_or(Ok(String::new()), Scalar::text)?));
     }
     Ok(Value::Int((first(bytes, 2)?.map_or(Ok(0), Scalar::int)? as i32).into()))
+}
+
+/// The fields of a message in their order: number and content, whatever it means.
+pub fn fields(bytes: &[u8]) -> impl Iterator<Item = (u32, Raw<'_>)> {
+    let mut cursor = Cursor(bytes);
+    std::iter::from_fn(move || {
+        let (number, scalar) = cursor.next()?.ok()?;
+        Some((number, Raw(scalar)))
+    })
+}
+
+/// The content of one field.
+#[derive(Clone, Copy)]
+pub struct Raw<'a>(Scalar<'a>);
+
+impl<'a> Raw<'a> {
+    /// Of a message, string or byte string; else empty.
+    pub fn bytes(self) -> &'a [u8] {
+        self.0.bytes().unwrap_or(&[])
+    }
+
+    pub fn str(self) -> &'a str {
+        std::str::from_utf8(self.bytes()).unwrap_or("")
+    }
+
+    pub fn bool(self) -> bool {
+        matches!(self.0, Scalar::Int(1..))
+    }
+
+    /// Of an entry of a map of strings: key and value.
+    pub fn entry(self) -> (&'a str, &'a str) {
+        let (mut key, mut value) = ("", "");
+        for (number, raw) in fields(self.bytes()) {
+            match number {
+                1 => key = raw.str(),
+                2 => value = raw.str(),
+                _ => {}
+            }
+        }
+        (key, value)
+    }
 }
 
 // ---- envelope

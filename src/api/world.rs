@@ -94,18 +94,19 @@ pub enum Facts {
 impl Row {
     pub fn new(object: Object, seen_ms: i64) -> Row {
         let facts = if *object.resource == resource::PODS {
-            Facts::Pod(Box::new(PodFacts::of(&object.value())))
+            Facts::Pod(Box::new(PodFacts::of(&object.decode_only(PodFacts::FIELDS))))
         } else if *object.resource == resource::NODES {
-            Facts::Node(Box::new(NodeFacts::of(&object.value())))
+            Facts::Node(Box::new(NodeFacts::of(&object.decode_only(NodeFacts::FIELDS))))
         } else {
             Facts::None
         };
+        let meta = object.metadata();
         Row {
-            name: object.key(),
-            uid: object.uid().to_string(),
-            labels: object.labels().into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
-            owners: object.owners(),
-            deleting: object.is_deleting(),
+            name: Name::new(meta.namespace, meta.name),
+            uid: meta.uid.to_string(),
+            labels: meta.labels.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            owners: meta.owners,
+            deleting: meta.is_deleting,
             seen_ms,
             facts,
             object,

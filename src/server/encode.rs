@@ -173,7 +173,7 @@ impl Encoder<'_> {
             if i > 0 {
                 out.push(b',');
             }
-            item(object, &mut out);
+            json::transcode_item(object, &mut out);
         }
         out.extend_from_slice(b"]}\n");
         out
@@ -259,14 +259,6 @@ impl Encoder<'_> {
         let view = self.view_of(&value, shown);
         self.columns_once(view, is_first)
     }
-}
-
-/// An object without `apiVersion` and `kind`, as lists of built-ins hold it.
-fn item(object: &Object, out: &mut Vec<u8>) {
-    let mut value = object.value();
-    value.remove(&["apiVersion"]);
-    value.remove(&["kind"]);
-    json::write(&value, out);
 }
 
 fn sealed(row: &Row, object: &Object) -> Vec<u8> {

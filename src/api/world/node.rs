@@ -2,6 +2,7 @@
 
 use super::usage::Amounts;
 use crate::api::conditions;
+use crate::api::protobuf::{ALL, Only};
 use crate::api::value::Value;
 
 /// The fields of a node the scheduler and the node controllers read again and again.
@@ -35,6 +36,12 @@ impl Taint {
 }
 
 impl NodeFacts {
+    /// Everything [`NodeFacts::of`] reads.
+    pub const FIELDS: Only = Only(&[
+        ("spec", Only(&[("unschedulable", ALL), ("taints", ALL)])),
+        ("status", Only(&[("images", ALL), ("allocatable", ALL), ("conditions", ALL)])),
+    ]);
+
     pub fn of(node: &Value) -> NodeFacts {
         let images = node.list_at(&["status", "images"]).iter().flat_map(|image| {
             let size = image.i64_at(&["sizeBytes"]).unwrap_or(0);

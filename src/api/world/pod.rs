@@ -2,6 +2,7 @@
 
 use super::usage::Amounts;
 use crate::api::conditions;
+use crate::api::protobuf::{ALL, Only};
 use crate::api::time::Time;
 use crate::api::value::Value;
 
@@ -49,7 +50,41 @@ impl Port {
     }
 }
 
+const CONTAINERS: Only = Only(&[("resources", Only(&[("requests", ALL)])), ("ports", ALL), ("restartPolicy", ALL)]);
+
 impl PodFacts {
+    /// Everything [`PodFacts::of`] reads.
+    pub const FIELDS: Only = Only(&[
+        ("metadata", Only(&[("creationTimestamp", ALL), ("deletionTimestamp", ALL), ("annotations", ALL)])),
+        (
+            "spec",
+            Only(&[
+                ("nodeName", ALL),
+                ("hostname", ALL),
+                ("subdomain", ALL),
+                ("priority", ALL),
+                ("schedulerName", ALL),
+                ("schedulingGates", ALL),
+                ("containers", CONTAINERS),
+                ("initContainers", CONTAINERS),
+                ("resources", Only(&[("requests", ALL)])),
+                ("overhead", ALL),
+                ("affinity", Only(&[("podAntiAffinity", ALL)])),
+            ]),
+        ),
+        (
+            "status",
+            Only(&[
+                ("phase", ALL),
+                ("podIP", ALL),
+                ("podIPs", ALL),
+                ("conditions", ALL),
+                ("containerStatuses", Only(&[("restartCount", ALL)])),
+                ("nominatedNodeName", ALL),
+            ]),
+        ),
+    ]);
+
     pub fn of(pod: &Value) -> PodFacts {
         let spec = pod.at(&["spec"]).unwrap_or(&Value::Null);
         let status = pod.at(&["status"]).unwrap_or(&Value::Null);
@@ -143,4 +178,32 @@ fn host_ports(spec: &Value) -> Vec<Port> {
 
 fn seconds(text: &str) -> Option<i64> {
     Time::parse(text).ok().map(|t| t.seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::object::Object;
+    use crate::api::resource;
+    use crate::value;
+
+    #[test]
+    fn the_facts_need_only_some_of_a_pod() {
+        let pod = value!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "a", "creationTimestamp": "2020-01-01T00:00:00Z", "deletionTimestamp": "2020-01-01T00:00:30Z",
+                "annotations": {"controller.kubernetes.io/pod-deletion-cost": "7"}},
+            "spec": {"nodeName": "n", "hostname": "h", "subdomain": "s", "priority": 5, "schedulerName": "x", "schedulingGates": [{"name": "g"}],
+                "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "2"}}, "ports": [{"containerPort": 80, "hostPort": 80}]}],
+                "initContainers": [{"name": "i", "restartPolicy": "Always", "resources": {"requests": {"memory": "1Gi"}}}],
+                "resources": {"requests": {"cpu": "3"}}, "overhead": {"cpu": "100m"},
+                "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "k"}]}}},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}], "nominatedNodeName": "m",
+                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2020-01-01T00:00:10Z"}],
+                "containerStatuses": [{"name": "c", "restartCount": 4}]}});
+        let object = Object::from_value(&resource::PODS, &pod, 1);
+        let facts = PodFacts::of(&object.value());
+        assert_eq!(PodFacts::of(&object.decode_only(PodFacts::FIELDS)), facts);
+        let empty = PodFacts { created: facts.created, ..PodFacts::default() };
+        assert!(facts.restarts == 4 && facts.deletion_cost == 7 && facts.requests.cpu == 3100 && facts != empty, "{facts:?}");
+    }
 }
