@@ -110,8 +110,8 @@ pub async fn find(shared: &Shared, pod: Pod<'_>, container: &str, previous: bool
     if pod.container(container).is_none() {
         return Err(format!("container {container} is not valid for pod {name}"));
     }
-    let list = shared.runtime.list().await;
-    let known = list.iter().filter(|s| s.info.id == pod.uid()).flat_map(|s| &s.containers).filter(|c| c.name == container);
+    let sandbox = shared.runtime.sandbox(pod.uid()).await;
+    let known = sandbox.iter().flat_map(|s| &s.containers).filter(|c| c.name == container);
     let latest = known.filter(|c| c.state != State::Created).max_by_key(|c| c.attempt);
     let reported = pod.reported(container);
     let attempt = match (latest, reported) {

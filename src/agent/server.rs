@@ -245,8 +245,8 @@ impl Server {
     async fn running(&self, namespace: &str, name: &str, container: &str) -> Result<(ContainerId, bool), Box<Reply>> {
         let missing = |message: String| Box::new(text(StatusCode::NOT_FOUND, message));
         let pod = self.kubelet.pod(namespace, name).ok_or_else(|| missing(format!("pod \"{name}\" does not exist")))?;
-        let list = self.kubelet.shared().runtime.list().await;
-        let mut known = list.iter().filter(|s| s.info.id == pod.uid()).flat_map(|s| &s.containers);
+        let sandbox = self.kubelet.shared().runtime.sandbox(pod.uid()).await;
+        let mut known = sandbox.iter().flat_map(|s| &s.containers);
         let running = known.find(|c| c.name == container && matches!(c.state, State::Running { .. }));
         let id = running.map(|c| c.id.clone()).ok_or_else(|| missing(format!("container not found (\"{container}\")")))?;
         let tty = Pod(&pod.value()).container(container).is_some_and(|c| c.bool_at(&["tty"]));

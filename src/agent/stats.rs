@@ -51,8 +51,7 @@ impl Summaries {
     async fn pod(&self, shared: &Shared, pod: &Object, now: Millis) -> Option<Value> {
         let uid = pod.uid();
         let stats = shared.runtime.stats(uid).await.ok()?;
-        let sandboxes = shared.runtime.list().await;
-        let sandbox = sandboxes.iter().find(|s| s.info.id == uid)?;
+        let sandbox = shared.runtime.sandbox(uid).await?;
         let mut out = value!({"podRef": {"name": pod.name(), "namespace": pod.namespace(), "uid": uid},
             "startTime": clock::text(clock::of_system(sandbox.created_at))});
         out.set(&["cpu"], self.cpu(uid, stats.total.cpu_nanoseconds, now));

@@ -448,6 +448,11 @@ impl Runtime for Fake {
         ready(list)
     }
 
+    fn sandbox<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Option<SandboxState>> {
+        let found = self.lock().sandboxes.get(id).cloned();
+        ready(found)
+    }
+
     fn exec<'a>(&'a self, container: &'a str, spec: ExecSpec) -> BoxFuture<'a, Result<ExecSession>> {
         let mut inner = self.lock();
         let line = format!("{container} {}", spec.command.join(" "));

@@ -683,8 +683,8 @@ impl Inner {
         containers
     }
 
-    fn states(&self) -> Vec<SandboxState> {
-        let state = |sandbox: &Sandbox| SandboxState {
+    fn state(&self, sandbox: &Sandbox) -> SandboxState {
+        SandboxState {
             info: self.info(&sandbox.setup, sandbox.pid),
             namespace: sandbox.setup.sandbox.namespace.clone(),
             name: sandbox.setup.sandbox.name.clone(),
@@ -694,8 +694,7 @@ impl Inner {
             labels: sandbox.setup.sandbox.labels.clone(),
             annotations: sandbox.setup.sandbox.annotations.clone(),
             containers: sandbox.containers.values().filter(|container| container.listed).map(container_state).collect(),
-        };
-        self.table().values().map(state).collect()
+        }
     }
 }
 
@@ -1338,7 +1337,11 @@ impl Runtime for Linux {
     }
 
     fn list(&self) -> BoxFuture<'_, Vec<SandboxState>> {
-        Box::pin(async move { self.inner.states() })
+        Box::pin(async move { self.inner.table().values().map(|sandbox| self.inner.state(sandbox)).collect() })
+    }
+
+    fn sandbox<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Option<SandboxState>> {
+        Box::pin(async move { self.inner.table().get(id).map(|sandbox| self.inner.state(sandbox)) })
     }
 
     fn exec<'a>(&'a self, container: &'a str, spec: ExecSpec) -> BoxFuture<'a, Result<ExecSession>> {

@@ -58,6 +58,8 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Every sandbox there is, with every container in it, also after a restart of the daemon.
     fn list(&self) -> BoxFuture<'_, Vec<SandboxState>>;
+    /// One of them.
+    fn sandbox<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Option<SandboxState>>;
     fn exec<'a>(&'a self, container: &'a str, spec: ExecSpec) -> BoxFuture<'a, Result<ExecSession>>;
     /// Joins the streams of the container's own process from now on; the session ends with the container.
     fn attach<'a>(&'a self, container: &'a str, spec: AttachSpec) -> BoxFuture<'a, Result<ExecSession>>;

@@ -206,8 +206,7 @@ impl Actor {
 
     async fn look(&mut self) {
         let uid = self.object.uid().to_string();
-        let state = self.shared.runtime.list().await.into_iter().find(|s| s.info.id == uid);
-        let Some(state) = state else {
+        let Some(state) = self.shared.runtime.sandbox(&uid).await else {
             self.observed.containers.clear();
             if self.observed.sandbox.is_ready() {
                 self.observed.sandbox = Progress::Absent;
