@@ -25,8 +25,12 @@ pub use super::world::{Gate, Key, Touched, World};
 pub trait Controller: Send {
     /// Also its identity, `system:serviceaccount:kube-system:<name>`, and the component of its events.
     fn name(&self) -> &'static str;
-    /// What it looks at; nothing is decided before all of these are in sync.
+    /// What it looks at.
     fn resources(&self) -> Vec<&'static Resource>;
+    /// Nothing is decided before these are in sync; a controller that can do with less says so and asks the world itself.
+    fn needs(&self) -> Vec<&'static Resource> {
+        self.resources()
+    }
     /// Which keys a change asks to look at again. The world already has the new state.
     fn touched(&self, change: &Touched, world: &World) -> Vec<Key>;
     /// What should happen. No clock but `turn.now_ms`, no randomness but `turn.seed`.
@@ -266,7 +270,7 @@ impl Engine {
     /// The next job to carry out, if any. Call until `None`, after every change, outcome and due time.
     pub fn poll(&mut self, world: &mut World, now_ms: i64) -> Option<Job> {
         if !self.started {
-            self.started = self.resources.iter().all(|r| world.is_synced(r));
+            self.started = self.controller.needs().iter().all(|r| world.is_synced(r));
             if !self.started {
                 return None;
             }

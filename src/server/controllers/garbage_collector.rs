@@ -38,6 +38,11 @@ impl Controller for GarbageCollector {
         self.resources.clone()
     }
 
+    /// One kind that does not come in sync holds up only what depends on it: see [`is_blind`].
+    fn needs(&self) -> Vec<&'static Resource> {
+        Vec::new()
+    }
+
     fn touched(&self, change: &Touched, world: &World) -> Vec<Key> {
         let mut keys = Vec::new();
         match &change.new {
@@ -64,6 +69,9 @@ impl Controller for GarbageCollector {
 
     fn reconcile(&self, key: &Key, world: &World, _: &Turn) -> Vec<Action> {
         let Some(row) = world.get(key) else { return Vec::new() };
+        if is_blind(world, row) {
+            return vec![Action::RequeueAfter { ms: BLIND_MS }];
+        }
         if row.deleting {
             return finish(world, row);
         }
@@ -75,8 +83,21 @@ impl Controller for GarbageCollector {
     }
 }
 
+/// How long until something is looked at again whose surroundings are not known yet.
+const BLIND_MS: i64 = 1000;
+
+/// The world does not show yet what is to be known for a decision: dependents may be of any kind, owners are of theirs.
+fn is_blind(world: &World, row: &Row) -> bool {
+    if row.deleting {
+        let waits = has_finalizer(row, ORPHAN) || has_finalizer(row, FOREGROUND);
+        return waits && !world.resources().all(|r| world.is_synced(r));
+    }
+    let kinds = row.owners.iter().filter_map(|o| resource::by_kind(&o.api_version, &o.kind)).map(Resource::storage);
+    kinds.into_iter().any(|r| world.follows(r) && !world.is_synced(r))
+}
+
 fn has_finalizer(row: &Row, name: &str) -> bool {
-    row.deleting && row.value().list_at(&["metadata", "finalizers"]).iter().any(|f| f.as_str() == Some(name))
+    row.deleting && row.object.finalizers().contains(&name)
 }
 
 /// An object being deleted: orphan its dependents, or wait for them, as its finalizers ask.
@@ -99,9 +120,7 @@ fn finish(world: &World, row: &Row) -> Vec<Action> {
 }
 
 fn drop_finalizer(row: &Row, name: &str) -> Action {
-    let value = row.value();
-    let finalizers = value.list_at(&["metadata", "finalizers"]).iter();
-    let left: Vec<Value> = finalizers.filter(|f| f.as_str() != Some(name)).cloned().collect();
+    let left: Vec<Value> = row.object.finalizers().into_iter().filter(|f| *f != name).map(Value::from).collect();
     let mut patch = patch_of(row);
     patch.set(&["metadata", "finalizers"], if left.is_empty() { Value::Null } else { Value::List(left) });
     Action::Patch { key: row.key(), subresource: "", patch }
@@ -161,11 +180,64 @@ fn judge(world: &World, row: &Row) -> Vec<Action> {
 
 /// As the object's own finalizers ask.
 fn policy(row: &Row) -> DeletePolicy {
-    let value = row.value();
-    let has = |name: &str| value.list_at(&["metadata", "finalizers"]).iter().any(|f| f.as_str() == Some(name));
+    let finalizers = row.object.finalizers();
+    let has = |name: &str| finalizers.contains(&name);
     match (has(ORPHAN), has(FOREGROUND)) {
         (true, _) => DeletePolicy::Orphan,
         (false, true) => DeletePolicy::Foreground,
         (false, false) => DeletePolicy::Background,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::object::Object;
+    use crate::api::world::Change;
+    use crate::value;
+
+    fn pod(uid: &str, metadata: Value) -> Object {
+        let mut pod = value!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": uid, "namespace": "n", "uid": uid,
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true, "blockOwnerDeletion": true}]}});
+        for (field, value) in metadata.as_map().expect("fields").iter() {
+            pod.set(&["metadata", field], value.clone());
+        }
+        Object::from_value(&resource::PODS, &pod, 5)
+    }
+
+    /// A world with these pods in which `synced` are in sync.
+    fn world(pods: &[Object], synced: &[&'static Resource]) -> World {
+        let mut world = World::new(&[&resource::PODS, &resource::REPLICASETS, &resource::SECRETS]);
+        for pod in pods {
+            world.apply(&resource::PODS, Change::Set(pod.clone()));
+        }
+        for resource in synced {
+            world.apply(resource, Change::Synced);
+        }
+        world
+    }
+
+    fn decide(world: &World, name: &str) -> Vec<Action> {
+        GarbageCollector::default().reconcile(&Key::new(&resource::PODS, "n", name), world, &Turn::default())
+    }
+
+    #[test]
+    fn an_owner_counts_as_absent_only_once_its_kind_is_known() {
+        let orphan = pod("a", value!({}));
+        let blind = decide(&world(&[orphan.clone()], &[&resource::PODS]), "a");
+        assert_eq!(blind, [Action::RequeueAfter { ms: BLIND_MS }]);
+        // Secrets are not in sync, and that is no matter.
+        let seeing = decide(&world(&[orphan], &[&resource::PODS, &resource::REPLICASETS]), "a");
+        assert!(matches!(&seeing[..], [Action::Absent { .. }, Action::Delete { revision: Some(5), .. }]), "{seeing:?}");
+    }
+
+    #[test]
+    fn dependents_may_be_of_any_kind() {
+        let deleting = value!({"deletionTimestamp": "2020-01-01T00:00:00Z", "finalizers": ["foregroundDeletion"]});
+        let going = pod("a", deleting);
+        let most = [&resource::PODS, &resource::REPLICASETS];
+        assert_eq!(decide(&world(std::slice::from_ref(&going), &most), "a"), [Action::RequeueAfter { ms: BLIND_MS }]);
+        let all = decide(&world(&[going], &[&resource::PODS, &resource::REPLICASETS, &resource::SECRETS]), "a");
+        assert!(matches!(&all[..], [Action::Patch { .. }]), "{all:?}");
     }
 }

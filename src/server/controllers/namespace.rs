@@ -26,6 +26,11 @@ impl Controller for Namespaces {
         all
     }
 
+    /// What is in a namespace is asked at the API; the cache only says what to wait for, and pods take longest to go.
+    fn needs(&self) -> Vec<&'static Resource> {
+        vec![&NAMESPACES, &PODS]
+    }
+
     fn touched(&self, change: &Touched, world: &World) -> Vec<Key> {
         if *change.resource == NAMESPACES {
             return vec![change.key()];
