@@ -88,6 +88,12 @@ pub fn command() -> Command {
         .subcommand(Command::new("fetch").hide(true).arg(Arg::new("url").required(true)))
         .subcommand(Command::new("load").hide(true).arg(Arg::new("url").required(true)))
         .subcommand(Command::new("sample-image").hide(true).arg(Arg::new("archive").required(true).value_parser(value_parser!(PathBuf))))
+        .subcommand(
+            Command::new("try-command")
+                .hide(true)
+                .arg(Arg::new("parent").required(true).value_parser(value_parser!(i32)))
+                .arg(Arg::new("command").required(true).last(true).num_args(1..).value_parser(value_parser!(OsString))),
+        )
         .subcommand(Command::new("try-holder").hide(true).arg(Arg::new("dir").required(true).value_parser(value_parser!(PathBuf))))
 }
 
@@ -132,6 +138,10 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
             let executable = std::env::current_exe()?;
             sample::pack_image(&executable, target).with_context(|| format!("cannot write {}", target.display()))?;
             Ok(ExitCode::SUCCESS)
+        }
+        "try-command" => {
+            let command: Vec<OsString> = matches.get_many::<OsString>("command").expect("required").cloned().collect();
+            done(trial::become_command(*matches.get_one("parent").expect("required"), &command))
         }
         "try-holder" => done(trial::hold(matches.get_one::<PathBuf>("dir").expect("required"))),
         other => anyhow::bail!("{other} is not a command"),

@@ -46,10 +46,14 @@ pub const KEYS: &[Key] = &[
     key("cluster-dns", "", "Address of the cluster's DNS [default: the tenth of service-cidr]"),
     key("cluster-domain", "cluster.local", "Domain of the cluster's names"),
     key("write-kubeconfig", "/etc/coracle/kubeconfig.yaml", "Where the administrator's kubeconfig is written (mode 0600)"),
+    key("watches-max", "20000", "How many watches may be open at the same time; more are told to come back later"),
     switch("disable-agent", "Run no node here"),
     switch("disable-controller-manager", "Run no controllers"),
     switch("disable-scheduler", "Run no scheduler"),
 ];
+
+/// Each watch takes some kilobytes and a place in an index: more than this is a mistake.
+const WATCHES_MAX_MAX: usize = 1_000_000;
 
 /// An address range such as `10.42.0.0/16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +113,7 @@ pub struct Config {
     pub cluster_dns: IpAddr,
     pub cluster_domain: String,
     pub write_kubeconfig: PathBuf,
+    pub watches_max: usize,
     pub disable_agent: bool,
     pub disable_controller_manager: bool,
     pub disable_scheduler: bool,
@@ -260,6 +265,7 @@ impl Config {
             kubelet_port: settings.parse("kubelet-port", "a port")?,
             cluster_domain: settings.text("cluster-domain").0,
             write_kubeconfig: absolute(Path::new(&settings.text("write-kubeconfig").0)),
+            watches_max: settings.parse("watches-max", "a number")?,
             disable_agent: settings.parse("disable-agent", "true or false")?,
             disable_controller_manager: settings.parse("disable-controller-manager", "true or false")?,
             disable_scheduler: settings.parse("disable-scheduler", "true or false")?,
@@ -288,6 +294,9 @@ impl Config {
         }
         if self.https_listen_port == self.kubelet_port && !self.disable_agent {
             return bad("kubelet-port", format!("{} is also https-listen-port", self.kubelet_port));
+        }
+        if !(1..=WATCHES_MAX_MAX).contains(&self.watches_max) {
+            return bad("watches-max", format!("{} is not between 1 and {WATCHES_MAX_MAX}", self.watches_max));
         }
         let domain = &self.cluster_domain;
         if domain.is_empty() || !domain.split('.').all(is_label) {

@@ -31,6 +31,8 @@ pub mod agent;
 
 pub mod overview;
 
+mod machine;
+
 pub mod run;
 
 pub mod trial;

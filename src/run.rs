@@ -25,8 +25,8 @@ use crate::runtime::linux::Linux;
 use crate::runtime::{self, Runtime};
 use crate::server::{Server, controllers, scheduler};
 use crate::task::{self, Shutdown};
-use crate::transport::Listener;
-use crate::{overview, pki};
+use crate::transport::{Listener, Port};
+use crate::{machine, overview, pki, transport};
 
 /// Our own version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -101,12 +101,14 @@ struct Node {
 impl Cluster {
     /// Brings everything up; returns when the API answers. The node becomes Ready a moment later.
     pub async fn start(config: Config) -> anyhow::Result<Cluster> {
-        check_machine(&config)?;
+        machine::check(&config)?;
+        // First of all: a taken port is said before anything is opened or written.
+        let ports = Ports::open(&config).await?;
         let shutdown = Shutdown::new();
         let pki = Pki::load_or_create(&config.pki_dir())?;
         let identities = Identities::issue(&config, &pki)?;
         std::fs::write(config.data_dir.join(SERVICE_RANGE), config.service_cidr.to_string())?;
-        let server = Server::start(&config, &pki, Arc::new(SystemClock), &shutdown).await?;
+        let server = Server::start(&config, &pki, ports.api, Arc::new(SystemClock), &shutdown).await?;
         write_kubeconfig(&config, &pki, &identities.admin)?;
 
         let transport = server.transport();
@@ -121,9 +123,12 @@ impl Cluster {
             let scheduler = User { name: "system:kube-scheduler".into(), groups: vec!["system:authenticated".into()], ..User::default() };
             loops.push(scheduler::start(Client::new(transport.clone(), scheduler)));
         }
-        let node = match config.disable_agent {
-            true => None,
-            false => Some(Node::start(&config, &pki, &identities, Client::new(transport, User::node(&config.node_name)), &shutdown).await?),
+        let node = match ports.kubelet {
+            None => None,
+            Some(port) => {
+                let listener = Listener::new(port, &identities.kubelet_serving, &[&pki.client.certificate], &["http/1.1"])?;
+                Some(Node::start(&config, listener, Client::new(transport, User::node(&config.node_name)), &shutdown).await?)
+            }
         };
         Ok(Cluster { config, shutdown, server, loops, node })
     }
@@ -155,7 +160,7 @@ impl Cluster {
     pub async fn create(&self, manifest: &str) -> anyhow::Result<()> {
         let client = self.client();
         for document in manifest.split("\n---\n") {
-            let (object, _) = crate::api::json::parse_yaml(document.as_bytes()).map_err(anyhow::Error::msg)?;
+            let (object, _) = crate::api::yaml::parse(document.as_bytes()).map_err(anyhow::Error::msg)?;
             let (version, kind) = (object.str_at(&["apiVersion"]), object.str_at(&["kind"]));
             let resource = crate::api::resource::by_kind(version, kind).with_context(|| format!("{version} {kind} is not served"))?;
             client.create(resource, "default", object).await?;
@@ -180,9 +185,7 @@ fn is_ready(node: &crate::api::value::Value) -> bool {
 }
 
 impl Node {
-    async fn start(config: &Config, pki: &Pki, identities: &Identities, client: Client, shutdown: &Shutdown) -> anyhow::Result<Node> {
-        let address = SocketAddr::new(config.bind_address, config.kubelet_port);
-        let listener = Listener::bind(address, &identities.kubelet_serving, &[&pki.client.certificate], &["http/1.1"]).await?;
+    async fn start(config: &Config, listener: Listener, client: Client, shutdown: &Shutdown) -> anyhow::Result<Node> {
         let runtime = Arc::new(Linux::open(runtime_config(config)).await.context("the container runtime cannot start")?);
         // As kube-proxy is known to the bootstrap policy: services and slices are not a kubelet's to read.
         let proxy = User { name: "system:kube-proxy".into(), groups: vec!["system:authenticated".into()], ..User::default() };
@@ -209,6 +212,22 @@ async fn serve_kubelet(listener: Listener, agent: Arc<Agent>, shutdown: Shutdown
     }
 }
 
+/// Ports taken but not served yet: who connects meanwhile waits.
+struct Ports {
+    api: Port,
+    /// None without a node.
+    kubelet: Option<Port>,
+}
+
+impl Ports {
+    async fn open(config: &Config) -> Result<Ports, transport::Error> {
+        let api = Port::open(SocketAddr::new(config.bind_address, config.https_listen_port)).await?;
+        let kubelet = SocketAddr::new(config.bind_address, config.kubelet_port);
+        let kubelet = if config.disable_agent { None } else { Some(Port::open(kubelet).await?) };
+        Ok(Ports { api, kubelet })
+    }
+}
+
 /// The kubelet's serving certificate and the administrator's client certificate, issued anew at every start.
 struct Identities {
     kubelet_serving: Identity,
@@ -224,34 +243,6 @@ impl Identities {
             admin: pki.client.client("system:admin", &["system:masters"])?,
         })
     }
-}
-
-/// What cannot work is said before anything is started, each with what to do about it.
-fn check_machine(config: &Config) -> anyhow::Result<()> {
-    if config.disable_agent {
-        return Ok(());
-    }
-    if !nix::unistd::geteuid().is_root() {
-        bail!("a node needs root to run containers; use sudo, or --disable-agent for a control plane alone");
-    }
-    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !filesystems.lines().any(|l| l.trim_start_matches("nodev").trim() == "overlay") && !modprobe("overlay") {
-        bail!("the kernel has no overlay file system (CONFIG_OVERLAY_FS), which container images need");
-    }
-    if !Path::new("/sys/fs/cgroup").exists() {
-        bail!("/sys/fs/cgroup is missing: the kernel has no control groups, or they are not mounted");
-    }
-    for module in ["nf_tables", "veth"] {
-        modprobe(module);
-    }
-    Ok(())
-}
-
-/// Asks for a kernel module; built-in ones and machines without modules make this fail, which later steps then find out.
-fn modprobe(module: &str) -> bool {
-    let mut command = std::process::Command::new("modprobe");
-    command.arg("--quiet").arg(module).stderr(std::process::Stdio::null());
-    command.status().is_ok_and(|s| s.success())
 }
 
 fn write_kubeconfig(config: &Config, pki: &Pki, admin: &Identity) -> anyhow::Result<()> {
@@ -439,16 +430,20 @@ fn host_port(port: &HostPort) -> Result<crate::net::HostPort, String> {
     Ok(crate::net::HostPort { host_ip, host_port: port.port, protocol, container_port: port.container_port })
 }
 
-/// `coracle images import`: straight into the data dir; a running daemon sees the image at its next look.
-pub fn import_images(config: &Config, archives: &[&Path]) -> anyhow::Result<()> {
+/// Straight into the data dir; a running daemon sees the image at its next look. Answers the names it brought.
+pub fn import_image(config: &Config, archive: &Path) -> anyhow::Result<Vec<String>> {
     block_in_any(async {
         let runtime = Linux::open(runtime_config(config)).await?;
-        for archive in archives {
-            let names = runtime.import(archive).await.with_context(|| format!("cannot import {}", archive.display()))?;
-            println!("imported {}", names.join(", "));
-        }
-        Ok(())
+        runtime.import(archive).await.with_context(|| format!("cannot import {}", archive.display()))
     })
+}
+
+/// `coracle images import`.
+pub fn import_images(config: &Config, archives: &[&Path]) -> anyhow::Result<()> {
+    for archive in archives {
+        println!("imported {}", import_image(config, archive)?.join(", "));
+    }
+    Ok(())
 }
 
 /// `coracle images list`.

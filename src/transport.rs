@@ -38,6 +38,15 @@ pub enum Error {
     Connect { address: String, source: std::io::Error },
 }
 
+/// A port taken: connections wait in it until a [`Listener`] serves it.
+pub struct Port(TcpListener);
+
+impl Port {
+    pub async fn open(address: SocketAddr) -> Result<Port, Error> {
+        TcpListener::bind(address).await.map(Port).map_err(|source| Error::Bind { address, source })
+    }
+}
+
 /// Accepts TLS connections.
 pub struct Listener {
     tcp: TcpListener,
@@ -63,11 +72,10 @@ pub struct Connection {
 }
 
 impl Listener {
-    /// Listens on `address` as `identity`; client certificates must chain to one of `client_cas` (PEM).
-    pub async fn bind(address: SocketAddr, identity: &Identity, client_cas: &[&str], alpn: &[&str]) -> Result<Listener, Error> {
+    /// Listens on `port` as `identity`; client certificates must chain to one of `client_cas` (PEM).
+    pub fn new(port: Port, identity: &Identity, client_cas: &[&str], alpn: &[&str]) -> Result<Listener, Error> {
         let config = server_config(identity, client_cas, alpn)?;
-        let tcp = TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source })?;
-        Ok(Listener { tcp, acceptor: Arc::new(config).into(), permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) })
+        Ok(Listener { tcp: port.0, acceptor: Arc::new(config).into(), permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) })
     }
 
     pub fn local_address(&self) -> Option<SocketAddr> {

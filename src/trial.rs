@@ -47,9 +47,15 @@ async fn live(config: &Config, cluster: &run::Cluster, command: Vec<OsString>, w
         run::termination().await?;
         return Ok(ExitCode::SUCCESS);
     };
-    let mut child = tokio::process::Command::new(program);
-    child.args(arguments).env("KUBECONFIG", &config.write_kubeconfig).env("CORACLE_DATA_DIR", &config.data_dir).kill_on_drop(true);
-    let mut child = child.spawn().with_context(|| format!("cannot run {}", program.to_string_lossy()))?;
+    let mut child = tokio::process::Command::new(std::env::current_exe()?);
+    child
+        .args(["try-command", &std::process::id().to_string(), "--"])
+        .arg(program)
+        .args(arguments)
+        .env("KUBECONFIG", &config.write_kubeconfig)
+        .env("CORACLE_DATA_DIR", &config.data_dir)
+        .kill_on_drop(true);
+    let mut child = child.spawn()?;
     tokio::select! {
         status = child.wait() => Ok(ExitCode::from(u8::try_from(status?.code().unwrap_or(255)).unwrap_or(255))),
         stopped = run::termination() => stopped.map(|()| ExitCode::from(130)),
@@ -60,7 +66,7 @@ async fn live(config: &Config, cluster: &run::Cluster, command: Vec<OsString>, w
 async fn deploy_sample(config: &Config, cluster: &run::Cluster) -> anyhow::Result<()> {
     let archive = config.data_dir.join("sample.tar");
     sample::pack_image(&config.shim_exe, &archive).context("cannot pack the sample image")?;
-    run::import_images(config, &[&archive])?;
+    run::import_image(config, &archive)?;
     std::fs::remove_file(&archive)?;
     cluster.create(sample::MANIFEST).await
 }
@@ -135,6 +141,18 @@ pub fn hold(dir: &Path) -> anyhow::Result<()> {
     while !matches!(stdin.read(&mut nothing), Ok(0)) {}
     run::remove_instance(dir)?;
     std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
+}
+
+/// `coracle try-command <parent> -- <command>`: becomes the command, which hears of the end of `try` as of a closed terminal.
+pub fn become_command(parent: i32, command: &[OsString]) -> anyhow::Result<()> {
+    use nix::sys::signal::Signal;
+    nix::sys::prctl::set_pdeathsig(Signal::SIGHUP).context("cannot ask for a signal at the end of try")?;
+    if nix::unistd::getppid().as_raw() != parent {
+        anyhow::bail!("try has ended");
+    }
+    let (program, arguments) = command.split_first().context("no command")?;
+    let error = Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("cannot run {}", program.to_string_lossy()))
 }
 
 #[cfg(test)]

@@ -531,7 +531,8 @@ mod tests {
         std::fs::remove_dir_all(&dir).unwrap();
         let identity = pki.cluster.serving("someone.else", &[], &["someone.else".to_string()], &[]).unwrap();
         let address = "127.0.0.1:0".parse().unwrap();
-        let listener = crate::transport::Listener::bind(address, &identity, &[&pki.client.certificate], &["h2", "http/1.1"]).await.unwrap();
+        let port = crate::transport::Port::open(address).await.unwrap();
+        let listener = crate::transport::Listener::new(port, &identity, &[&pki.client.certificate], &["h2", "http/1.1"]).unwrap();
         let port = listener.local_address().unwrap().port();
         let server = tokio::spawn(async move {
             let mut stream = listener.accept().await.handshake().await.unwrap().stream;

@@ -67,7 +67,7 @@ use crate::config::Config;
 use crate::pki::{Authority, Pki};
 use crate::store::{self, Store};
 use crate::task::{self, Shutdown};
-use crate::transport::{Connector, Listener};
+use crate::transport::{Connector, Listener, Port};
 
 use auth::Auth;
 use http::{Front, Peer};
@@ -100,9 +100,8 @@ pub enum Error {
 
 impl Server {
     /// Everything but controllers and scheduler, which run over [`Server::client`]s. Stops listening at `shutdown`.
-    pub async fn start(config: &Config, pki: &Pki, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Server, Error> {
-        // First of all: a taken port is said before anything is opened or written.
-        let listener = listen(config, pki).await?;
+    pub async fn start(config: &Config, pki: &Pki, port: Port, clock: Arc<dyn Clock>, shutdown: &Shutdown) -> Result<Server, Error> {
+        let listener = listen(config, pki, port)?;
         let address = listener.local_address().unwrap_or(config.local_api());
         let store = Store::open(store::Config::new(config.data_dir.join("store"))).await?;
         let pipeline = assemble(store, cluster(config, pki), clock)?;
@@ -159,6 +158,7 @@ pub fn cluster(config: &Config, pki: &Pki) -> Cluster {
         domain: config.cluster_domain.clone(),
         advertise_address: config.advertise_address.to_string(),
         port: config.https_listen_port,
+        watches_max: config.watches_max,
         issuer: format!("https://kubernetes.default.svc.{}", config.cluster_domain),
         cluster_ca: pair(&pki.cluster),
         client_ca: pair(&pki.client),
@@ -174,7 +174,7 @@ pub fn kubelet_connector(pki: &Pki) -> Result<Connector, Error> {
     Ok(Connector::new(&pki.cluster.certificate, Some(&identity), &["http/1.1"])?)
 }
 
-async fn listen(config: &Config, pki: &Pki) -> Result<Listener, Error> {
+fn listen(config: &Config, pki: &Pki, port: Port) -> Result<Listener, Error> {
     let domain = &config.cluster_domain;
     let mut names: Vec<String> = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(str::to_string).to_vec();
     names.push(format!("kubernetes.default.svc.{domain}"));
@@ -183,8 +183,7 @@ async fn listen(config: &Config, pki: &Pki) -> Result<Listener, Error> {
     addresses.sort();
     addresses.dedup();
     let identity = pki.cluster.serving("kube-apiserver", &[], &names, &addresses)?;
-    let address = SocketAddr::new(config.bind_address, config.https_listen_port);
-    Ok(Listener::bind(address, &identity, &[&pki.client.certificate], &["h2", "http/1.1"]).await?)
+    Ok(Listener::new(port, &identity, &[&pki.client.certificate], &["h2", "http/1.1"])?)
 }
 
 async fn accept(listener: Listener, front: Arc<Front>, shutdown: Shutdown) {

@@ -29,9 +29,6 @@ use super::registry::{Reader, Registry, Row};
 use super::strategy::{Access, Calls, Cluster, Context, Operation, Plugin};
 use super::verbs::watch::FramedEvents;
 
-/// Watches open at the same time, over all clients.
-const WATCHES_MAX: usize = 20_000;
-
 /// Everything a request passes through.
 pub struct Pipeline {
     pub(super) store: Store,
@@ -41,6 +38,7 @@ pub struct Pipeline {
     pub(super) cluster: Arc<Cluster>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) access: Arc<dyn Access>,
+    /// A permit for each watch that may be opened, over all clients.
     pub(super) watches: Arc<Semaphore>,
     this: Weak<Pipeline>,
     served: AtomicU64,
@@ -59,6 +57,7 @@ pub struct Parts {
 
 impl Pipeline {
     pub fn new(parts: Parts) -> Arc<Pipeline> {
+        let watches_max = parts.cluster.watches_max;
         Arc::new_cyclic(|this| {
             let access: Arc<dyn Access> = Arc::new(Reader { store: parts.store.clone() });
             Pipeline {
@@ -69,7 +68,7 @@ impl Pipeline {
                 cluster: parts.cluster,
                 clock: parts.clock,
                 access,
-                watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+                watches: Arc::new(Semaphore::new(watches_max)),
                 this: this.clone(),
                 served: AtomicU64::new(0),
                 flow: OnceLock::new(),
@@ -107,7 +106,7 @@ impl Pipeline {
     }
 
     pub fn watches_open(&self) -> usize {
-        WATCHES_MAX - self.watches.available_permits()
+        self.cluster.watches_max - self.watches.available_permits()
     }
 
     /// One request with the texts for its `Warning` headers.

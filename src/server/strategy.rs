@@ -32,6 +32,8 @@ pub struct Cluster {
     /// Address announced in Service `default/kubernetes`, and its port.
     pub advertise_address: String,
     pub port: u16,
+    /// Watches open at the same time, over all clients.
+    pub watches_max: usize,
     /// `iss` of service account tokens; also the only API audience.
     pub issuer: String,
     /// PEM: what `kube-root-ca.crt`, `extension-apiserver-authentication` and CSR signing need.

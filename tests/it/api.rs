@@ -40,11 +40,18 @@ impl Drop for Api {
 
 impl Api {
     async fn start(test: &str) -> Api {
+        Api::start_with(test, &[]).await
+    }
+
+    async fn start_with(test: &str, more: &[(&str, &str)]) -> Api {
         let dir = std::env::temp_dir().join(format!("coracle-api-{test}-{}", std::process::id()));
         let mut settings = Settings::load(None, std::iter::empty()).unwrap();
         for (key, value) in
             [("data-dir", dir.to_str().unwrap()), ("node-name", "n"), ("node-ip", "127.0.0.1"), ("advertise-address", "192.0.2.1")]
         {
+            settings.set(key, value.to_string(), "test".to_string());
+        }
+        for (key, value) in more {
             settings.set(key, value.to_string(), "test".to_string());
         }
         let config = Config::from_settings(&settings).unwrap();
@@ -351,4 +358,23 @@ async fn concurrent_patches_all_land() {
     assert!(codes.iter().all(|c| *c == 200), "{codes:?}");
     let (_, object) = api.json("GET", A, &[], "").await;
     assert_eq!(object["data"].as_object().unwrap().len(), 17);
+}
+
+#[tokio::test]
+async fn one_watch_too_many_is_told_to_come_back() {
+    let api = Api::start_with("watches", &[("watches-max", "2")]).await;
+    let open = async || api.send("GET", "/api/v1/pods?watch=1", &[], "", api.peer("admin", "system:masters")).await;
+    let (first, _second) = (open().await, open().await);
+    assert_eq!(first.status(), 200);
+    let refused = open().await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let body = refused.into_body().collect().await.unwrap().to_bytes();
+    let status: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(status["reason"], "TooManyRequests");
+    assert!(status["message"].as_str().unwrap().starts_with("2 watches are open, which is as many as watches-max allows"), "{status}");
+    // Requests of other kinds are not concerned, and the place of a watch that ended is free again.
+    assert_eq!(api.json("GET", "/api/v1/pods", &[], "").await.0, 200);
+    drop(first);
+    assert_eq!(open().await.status(), 200);
 }

@@ -251,6 +251,7 @@ fn root_mistakes_are_named() {
     let mut second = node.enter(crate::node::EXE);
     let second = second.args(["server", "--node-name", "x", "--data-dir"]).arg(node.dir.join("second")).output().unwrap();
     assert!(text(&second).contains("cannot listen on 0.0.0.0:6443"), "{}", text(&second));
+    assert!(!node.dir.join("second").exists(), "a taken port is said before anything is written");
     node.ok(&["get", "nodes"]);
 }
 

@@ -2,6 +2,8 @@
 
 mod cluster;
 
+mod tour;
+
 mod codec;
 
 mod store;

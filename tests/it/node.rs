@@ -111,7 +111,7 @@ impl Node {
         daemon.wait().unwrap();
     }
 
-    fn kubectl_path(&self) -> PathBuf {
+    pub fn kubectl_path(&self) -> PathBuf {
         let dir = std::env::var("CORACLE_KUBECTL_DIR").unwrap_or_else(|_| format!("{}/target/kubectl", env!("CARGO_MANIFEST_DIR")));
         let path = Path::new(&dir).join(format!("kubectl-{}", self.kubectl_version));
         assert!(path.exists(), "{} is missing: `make test` or `packaging/needs test` fetches it", path.display());
@@ -206,6 +206,8 @@ impl Drop for Node {
             let _ = daemon.wait();
         }
         let instance = instance_id(&self.data_dir());
+        // A daemon that never came up has no data dir.
+        let _ = std::fs::create_dir_all(self.data_dir());
         // The same clean-up `try` has, in the node's namespaces; it removes the data dir.
         let cleaned = self.enter(EXE).arg("try-holder").arg(self.data_dir()).stdin(Stdio::null()).output();
         let failing = std::thread::panicking();

@@ -68,6 +68,10 @@ impl Pipeline {
         Ok(Box::pin(framed.map(|f| f.event)))
     }
 
+    fn too_many_watches(&self) -> String {
+        format!("{} watches are open, which is as many as watches-max allows; please try again later", self.cluster.watches_max)
+    }
+
     /// The same with frames: for the HTTP front end.
     pub(in crate::server) fn watch_framed(&self, request: Request) -> Result<FramedEvents> {
         let row = self.registry.row(request.resource);
@@ -76,7 +80,7 @@ impl Pipeline {
         let rv = request.options.resource_version.as_deref().unwrap_or("");
         let revision = if rv.is_empty() { 0 } else { super::parse_revision(rv).map_err(|e| Status::new(500, "", e))? };
         let permit = self.watches.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Status::too_many_requests("too many watches are open, please try again later", 1))?;
+        let permit = permit.map_err(|_| Status::too_many_requests(self.too_many_watches(), 1))?;
         let started = self.start(row, &filter, &request, revision);
         let lasts = request.options.timeout_seconds.filter(|s| *s > 0).map_or_else(random_lifetime, |s| Duration::from_secs(s as u64));
         let now = Instant::now();
