@@ -1,4 +1,5 @@
-//! A file system in memory that can lose power: what a test, or a store without a disk, writes to.
+//! A file system in memory that can lose power: what a test, or a store without a disk, writes to. And [`Memory`], a store
+//! that is only its state and its watch hub, for simulations that take their own steps.
 //!
 //! Bytes and names each exist twice, as programs see them and as the device holds them. [`SimFs::cut`] makes the file
 //! system a machine would find after losing power now: every unsynced 4 KiB page and every unsynced name has reached the
@@ -9,7 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::command::{Batch, Command};
 use super::fs::{Fs, FsFile};
+use super::state::{Entry, State};
+use super::watch::{Hub, Wakes, Watcher};
+use super::{Error, Written};
 
 const PAGE: usize = 4096;
 
@@ -241,5 +246,60 @@ impl FsFile for SimFile {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.lock().seen.len() as u64)
+    }
+}
+
+/// The store's state and hub with nothing around them: no log, no raft, no threads. One owner calls it.
+#[derive(Debug)]
+pub struct Memory {
+    state: State,
+    hub: Arc<Hub>,
+}
+
+impl Memory {
+    /// Keeps at most about `ring_bytes` of events per resource: who lags further behind is cut.
+    pub fn new(ring_bytes: usize) -> Memory {
+        Memory { state: State::default(), hub: Arc::new(Hub::new(0, ring_bytes)) }
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.state.revision()
+    }
+
+    pub fn get(&self, key: &[u8]) -> Option<Entry> {
+        self.state.get(key)
+    }
+
+    /// All live keys under `prefix`, in order.
+    pub fn range(&self, prefix: &[u8]) -> Vec<Entry> {
+        self.state.range(prefix, None, self.state.revision(), usize::MAX).0
+    }
+
+    /// As [`super::Store::write`]; keys do not expire here.
+    pub fn write(&mut self, batch: Batch) -> Result<Written, Error> {
+        let expires = vec![0; batch.puts.len()];
+        let mut changes = Vec::new();
+        let outcome = self.state.apply(&Command::Batch { batch, expires }, &mut changes);
+        let mut wakes = Wakes::default();
+        self.hub.publish(&mut changes, self.state.revision(), &mut wakes);
+        wakes.wake();
+        super::written(outcome)
+    }
+
+    pub fn watch(&self, prefix: &[u8], after: u64) -> Result<Watcher, Error> {
+        self.hub.watch(prefix, after)
+    }
+
+    /// Forgets history, as the store does at times.
+    pub fn compact(&mut self) {
+        let revision = self.state.revision();
+        self.state.apply(&Command::Compact { revision }, &mut Vec::new());
+    }
+
+    /// What a restart means to watchers: nobody resumes.
+    pub fn cut_watchers(&mut self) {
+        let mut wakes = Wakes::default();
+        self.hub.reset(self.state.revision(), &mut wakes);
+        wakes.wake();
     }
 }

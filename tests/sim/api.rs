@@ -1,11 +1,11 @@
-//! An API server in memory: revisions, compare-and-swap, uid preconditions, finalizers, graceful deletion. It is the
-//! [`Transport`] the simulated controllers' actions go through, and the place where invariants about writes are checked.
+//! An API server of a few verbs over the real state and watch hub: compare-and-swap, uid preconditions, finalizers,
+//! graceful deletion. It is the [`Transport`] the simulated controllers' actions go through, and the place where invariants
+//! about writes are checked.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use coracle::api::client::{Future, Transport};
-use coracle::api::informer::Change;
 use coracle::api::object::Object;
 use coracle::api::request::{Body, List, Outcome, Request, Response, Verb};
 use coracle::api::resource::{self, Resource};
@@ -13,16 +13,34 @@ use coracle::api::status::Status;
 use coracle::api::time::Time;
 use coracle::api::value::Value;
 use coracle::api::world::{Key, PodFacts};
+use coracle::store::fake::Memory;
+use coracle::store::{Batch, Expect};
 use coracle::value;
 
 pub struct Api(pub Mutex<State>);
 
-#[derive(Default)]
+/// Everything that exists in the simulation; of other kinds there is nothing.
+pub const KINDS: [&Resource; 9] = [
+    &resource::NAMESPACES,
+    &resource::NODES,
+    &resource::PODS,
+    &resource::SERVICES,
+    &resource::SERVICEACCOUNTS,
+    &resource::DEPLOYMENTS,
+    &resource::REPLICASETS,
+    &resource::ENDPOINTS,
+    &resource::ENDPOINTSLICES,
+];
+
+/// Little enough that who lags behind is cut at times.
+const RING_BYTES: usize = 32 << 10;
+
 pub struct State {
+    pub store: Memory,
+    /// The newest version of everything, decoded once.
     pub objects: BTreeMap<Key, Stored>,
-    pub revision: u64,
-    /// Every change ever, by resource, in order of revision.
-    pub log: HashMap<&'static str, Vec<Change>>,
+    /// The revision of every change ever, by the place of its kind in [`KINDS`].
+    pub ledger: [Vec<u64>; KINDS.len()],
     pub now_ms: i64,
     uids: u64,
     /// The largest `spec.replicas` each ReplicaSet ever had, and the largest total each Deployment allowed.
@@ -36,6 +54,14 @@ pub struct State {
 pub struct Stored {
     pub value: Value,
     pub object: Object,
+    /// Of pods.
+    pub facts: Option<PodFacts>,
+}
+
+impl Stored {
+    fn pod(&self) -> &PodFacts {
+        self.facts.as_ref().expect("asked of pods")
+    }
 }
 
 type Answer = Result<Response, Status>;
@@ -82,26 +108,51 @@ impl State {
     }
 
     pub fn all(&self, resource: &'static Resource) -> impl Iterator<Item = &Value> {
+        self.rows(resource).map(|(_, stored)| &stored.value)
+    }
+
+    pub fn rows(&self, resource: &'static Resource) -> impl Iterator<Item = (&Key, &Stored)> {
         let from = Key::new(resource, "", "");
-        self.objects.range(from..).take_while(move |(key, _)| key.resource == resource).map(|(_, s)| &s.value)
+        self.objects.range(from..).take_while(move |(key, _)| key.resource == resource)
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = (&Key, &Value, &PodFacts)> {
+        self.rows(&resource::PODS).map(|(key, stored)| (key, &stored.value, stored.pod()))
     }
 
     fn list(&self, resource: &'static Resource, namespace: &str) -> Response {
         let items = self.keys(resource, namespace).iter().map(|key| self.objects[key].object.clone()).collect();
-        Response::List(List { resource, items, revision: self.revision, continue_token: String::new(), remaining: None })
+        Response::List(List { resource, items, revision: self.store.revision(), continue_token: String::new(), remaining: None })
+    }
+
+    /// One write through the store, at the revision the caller read.
+    fn write(&mut self, key: &Key, batch: Batch) -> u64 {
+        let expect = self.objects.get(key).map_or(Expect::Absent, |stored| Expect::At(stored.object.revision));
+        let before = self.store.revision();
+        let written = self.store.write(batch.check(path(key), expect)).expect("nobody else writes");
+        let revision = written.revisions[0];
+        if revision <= before {
+            self.broken.push(format!("revision {revision} after {before}"));
+        }
+        let kind = KINDS.iter().position(|k| *k == key.resource).expect("a kind of the simulation");
+        self.ledger[kind].push(revision);
+        self.writes += 1;
+        revision
     }
 
     fn put(&mut self, key: Key, mut value: Value) -> Object {
-        self.revision += 1;
-        self.writes += 1;
-        value.set(&["metadata", "resourceVersion"], self.revision.to_string());
-        let object = Object::from_value(key.resource, &value, self.revision);
-        self.log.entry(key.resource.plural).or_default().push(Change::Set(object.clone()));
+        let mut object = Object::from_value(key.resource, &value, 0);
+        object.revision = self.write(&key, Batch::put(path(&key), object.bytes.clone()));
+        value.set(&["metadata", "resourceVersion"], object.revision.to_string());
         let plural = key.resource.plural;
-        let before = self.objects.insert(key, Stored { value: value.clone(), object: object.clone() });
+        let facts = (plural == "pods").then(|| PodFacts::of(&value));
+        let before = self.objects.insert(key, Stored { value: value.clone(), object: object.clone(), facts });
         match plural {
             "replicasets" => self.sized(&value, before.is_some_and(|b| controller_of(&b.value) != controller_of(&value))),
-            "pods" => self.counted(&value),
+            "pods" => {
+                self.counted(&value);
+                self.addressed(&value, before.as_ref());
+            }
             "deployments" => self.allow(value.str_at(&["metadata", "uid"]), value.i64_at(&["spec", "replicas"]).unwrap_or(1)),
             _ => {}
         }
@@ -109,11 +160,10 @@ impl State {
     }
 
     fn remove(&mut self, key: &Key) {
-        let Some(stored) = self.objects.remove(key) else { return };
-        self.revision += 1;
-        self.writes += 1;
-        let last = Object::from_value(key.resource, &stored.value, self.revision);
-        self.log.entry(key.resource.plural).or_default().push(Change::Gone(last));
+        if self.objects.contains_key(key) {
+            self.write(key, Batch::delete(path(key)));
+            self.objects.remove(key);
+        }
     }
 
     pub fn create(&mut self, resource: &'static Resource, namespace: &str, mut value: Value) -> Result<Object, Status> {
@@ -179,7 +229,7 @@ impl State {
         }
         if is_deleting(&next) && self.may_go(&next) {
             self.remove(key);
-            return Ok(Object::from_value(key.resource, &next, self.revision));
+            return Ok(Object::from_value(key.resource, &next, self.store.revision()));
         }
         if old == next {
             return Ok(self.objects[key].object.clone());
@@ -248,8 +298,8 @@ impl State {
     fn check_node(&mut self, node: &str) {
         let Some(there) = self.objects.get(&Key::new(&resource::NODES, "", node)) else { return };
         let room = there.value.str_at(&["status", "allocatable", "cpu"]).parse::<i64>().unwrap_or(0) * 1000;
-        let facts = self.all(&resource::PODS).map(PodFacts::of).filter(|pod| pod.node == node && !pod.is_over());
-        let used: i64 = facts.map(|pod| pod.requests.cpu).sum();
+        let here = self.pods().filter(|(_, _, pod)| pod.node == node && !pod.is_over());
+        let used: i64 = here.map(|(_, _, pod)| pod.requests.cpu).sum();
         if used > room {
             self.broken.push(format!("node {node} has {room}m cpu and {used}m of pods"));
         }
@@ -287,12 +337,40 @@ impl State {
     fn counted(&mut self, pod: &Value) {
         let Some(owner) = controller_of(pod) else { return };
         let Some(most) = self.asked.get(&owner).copied() else { return };
-        let live = |p: &&Value| controller_of(p).as_ref() == Some(&owner) && PodFacts::of(p).is_active();
-        let count = self.all(&resource::PODS).filter(live).count() as i64;
+        let live = self.pods().filter(|(_, p, facts)| facts.is_active() && controller_of(p).as_ref() == Some(&owner));
+        let count = live.count() as i64;
         if count > most {
             self.broken.push(format!("{count} live pods of a set that never asked for more than {most}"));
         }
     }
+
+    /// A new address is no other running pod's, and no slice lists it for another.
+    fn addressed(&mut self, pod: &Value, before: Option<&Stored>) {
+        let (ip, uid) = (pod.str_at(&["status", "podIP"]), pod.str_at(&["metadata", "uid"]));
+        if ip.is_empty() || before.is_some_and(|b| b.value.str_at(&["status", "podIP"]) == ip) {
+            return;
+        }
+        let other =
+            |p: &Value, facts: &PodFacts| !facts.is_over() && p.str_at(&["metadata", "uid"]) != uid && facts.ips.iter().any(|i| i == ip);
+        let theirs = self.pods().find(|(_, p, facts)| other(p, facts)).map(|(key, _, _)| key.to_string());
+        let lists = |slice: &&Value| {
+            let mut endpoints = slice.list_at(&["endpoints"]).iter();
+            endpoints.any(|e| e.list_at(&["addresses"])[0].as_str() == Some(ip) && e.str_at(&["targetRef", "uid"]) != uid)
+        };
+        let listed = self.all(&resource::ENDPOINTSLICES).find(lists).map(|slice| slice.str_at(&["metadata", "name"]).to_string());
+        self.broken.extend(theirs.map(|key| format!("{ip} is given to a pod while it is that of {key}")));
+        self.broken.extend(listed.map(|slice| format!("{ip} is given out again while slice {slice} lists it")));
+    }
+}
+
+/// The key of an object in the store.
+fn path(key: &Key) -> String {
+    format!("{}{}\0{}", prefix(key.resource), key.name.namespace, key.name.name)
+}
+
+/// What the keys of a kind begin with.
+pub fn prefix(resource: &Resource) -> String {
+    format!("{}\0{}\0", resource.storage_group, resource.plural)
 }
 
 pub fn is_deleting(value: &Value) -> bool {
@@ -329,5 +407,15 @@ fn answer_value() -> Response {
 }
 
 pub fn new() -> Arc<Api> {
-    Arc::new(Api(Mutex::new(State { now_ms: 1_700_000_000_000, ..State::default() })))
+    Arc::new(Api(Mutex::new(State {
+        store: Memory::new(RING_BYTES),
+        objects: BTreeMap::new(),
+        ledger: Default::default(),
+        now_ms: 1_700_000_000_000,
+        uids: 0,
+        asked: HashMap::new(),
+        allowed: HashMap::new(),
+        broken: Vec::new(),
+        writes: 0,
+    })))
 }

@@ -1,14 +1,16 @@
 //! The simulated cluster: controllers with lagging worlds, jobs under way, nodes, users, and the order of it all by seed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 
+use coracle::api::cidr::Allocator;
 use coracle::api::client::Client;
 use coracle::api::controller::{Action, Controller, Engine, Job, Outcome, World};
 use coracle::api::driver::Hand;
 use coracle::api::informer::Change;
+use coracle::api::object::Object;
 use coracle::api::request::User;
 use coracle::api::resource::{self, Resource};
 use coracle::api::status::Status;
@@ -16,9 +18,10 @@ use coracle::api::time::Time;
 use coracle::api::value::Value;
 use coracle::api::world::{Key, PodFacts};
 use coracle::server::{controllers, scheduler};
+use coracle::store::{StoreEvent, Watcher};
 use coracle::value;
 
-use super::api::{self, Api, State, is_deleting};
+use super::api::{self, Api, KINDS, State, Stored, is_deleting};
 
 pub struct Rng(u64);
 
@@ -42,10 +45,27 @@ struct Lane {
     make: fn() -> Box<dyn Controller>,
     engine: Engine,
     world: World,
-    /// How much of each resource's log the world has seen.
-    seen: HashMap<&'static str, usize>,
+    follows: Vec<Follow>,
     /// Jobs under way.
     jobs: Vec<Running>,
+}
+
+/// One watch of a controller.
+struct Follow {
+    /// The place of its resource in [`KINDS`].
+    kind: usize,
+    watcher: Watcher,
+    /// Sent, but not seen yet.
+    arrived: VecDeque<StoreEvent>,
+    /// The revision the world has seen.
+    at: u64,
+}
+
+/// A node's addresses, given in turn, and whose they are.
+struct Addresses {
+    free: Allocator,
+    cursor: u64,
+    leases: BTreeMap<String, std::net::IpAddr>,
 }
 
 struct Running {
@@ -59,7 +79,7 @@ pub struct Cluster {
     client: Client,
     lanes: Vec<Lane>,
     rng: Rng,
-    next_ip: u32,
+    addresses: BTreeMap<&'static str, Addresses>,
     template: i64,
     storm: bool,
     trace: VecDeque<String>,
@@ -101,7 +121,13 @@ impl Cluster {
             }
         }
         let lanes = lanes().into_iter().map(|make| Lane::start(make, &api, rng.next())).collect();
-        Cluster { api, client, lanes, rng, next_ip: 0, template: 0, storm: true, trace: VecDeque::new() }
+        let node = |i: usize| Addresses {
+            free: Allocator::pods(format!("10.42.{i}.0/27").parse().expect("a range")),
+            cursor: 0,
+            leases: BTreeMap::new(),
+        };
+        let addresses = NODES.iter().enumerate().map(|(i, (name, _))| (*name, node(i))).collect();
+        Cluster { api, client, lanes, rng, addresses, template: 0, storm: true, trace: VecDeque::new() }
     }
 
     fn state<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
@@ -158,7 +184,8 @@ impl Cluster {
             match self.rng.below(100) {
                 0..4 => return self.user(),
                 4..6 => return self.misfortune(),
-                6..7 => return self.crash(),
+                6..7 if self.rng.chance(80) => return self.crash(),
+                6..7 => return self.restart(),
                 _ => {}
             }
         }
@@ -192,16 +219,28 @@ impl Cluster {
             let n = (i + offset) % self.lanes.len();
             let most = 1 + self.rng.below(4);
             let lane = &mut self.lanes[n];
-            let state = self.api.0.lock().unwrap();
-            let behind: Vec<&'static Resource> = lane.behind(&state);
+            let mut state = self.api.0.lock().unwrap();
+            let behind: Vec<usize> = lane.behind(&state);
             if behind.is_empty() {
                 continue;
             }
-            let resource = behind[self.rng.below(behind.len())];
-            lane.take(&state, resource, most);
+            let follow = behind[self.rng.below(behind.len())];
+            if let Err(why) = lane.take(&state, follow, most) {
+                state.broken.push(why);
+            }
             return true;
         }
         false
+    }
+
+    /// The API server starts again: no watch goes on.
+    fn restart(&mut self) -> bool {
+        self.state(|s| {
+            s.store.compact();
+            s.store.cut_watchers();
+        });
+        self.note(|| "the API server restarts".to_string());
+        true
     }
 
     fn decide(&mut self) -> bool {
@@ -254,27 +293,40 @@ impl Cluster {
 
     /// Some pod on a node moves on: started, or stopped because it is being deleted.
     fn kubelet(&mut self) -> bool {
-        let pods: Vec<(Key, Value)> = self.state(|s| {
-            let keys = s.keys(&resource::PODS, "");
-            keys.into_iter().map(|key| (key.clone(), s.objects[&key].value.clone())).collect()
-        });
-        let able = |(_, pod): &(Key, Value)| {
-            let facts = PodFacts::of(pod);
-            !facts.node.is_empty() && (is_deleting(pod) || facts.phase == "Pending" || facts.phase == "Running" && !facts.ready)
+        let moves = |pod: &PodFacts| {
+            let waits = pod.phase == "Pending" || pod.phase == "Running" && !pod.ready;
+            !pod.node.is_empty() && (pod.deletion.is_some() || waits)
         };
-        let pods: Vec<(Key, Value)> = pods.into_iter().filter(able).collect();
-        let Some((key, mut pod)) = pods.get(self.rng.below(pods.len())).cloned() else { return false };
+        let able: Vec<Key> = self.state(|s| s.pods().filter(|(_, _, pod)| moves(pod)).map(|(key, _, _)| key.clone()).collect());
+        let Some(key) = able.get(self.rng.below(able.len())).cloned() else { return false };
+        let mut pod = self.state(|s| s.objects[&key].value.clone());
+        let uid = pod.str_at(&["metadata", "uid"]).to_string();
         if is_deleting(&pod) {
-            self.state(|s| s.delete(&key, &value!({"gracePeriodSeconds": 0, "preconditions": {"uid": pod.str_at(&["metadata", "uid"])}})))
-                .expect("the pod is there");
+            self.release_addresses(Some(&uid));
+            self.state(|s| s.delete(&key, &value!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}))).expect("the pod is there");
             return true;
         }
         if pod.str_at(&["status", "podIP"]).is_empty() {
-            self.next_ip += 1;
-            pod.set(&["status", "podIP"], format!("10.42.{}.{}", self.next_ip / 250, self.next_ip % 250 + 1));
+            self.release_addresses(None);
+            let node = self.addresses.get_mut(pod.str_at(&["spec", "nodeName"])).expect("a node of ours");
+            let Some(ip) = node.give(&uid) else { return false };
+            pod.set(&["status", "podIP"], ip.to_string());
         }
         self.report(&key, pod, "Running", "True");
         true
+    }
+
+    /// Takes back the addresses of pods that are over or gone, and of `stopped`.
+    fn release_addresses(&mut self, stopped: Option<&str>) {
+        let state = self.api.0.lock().unwrap();
+        let live: BTreeMap<&str, bool> = state.pods().map(|(_, pod, facts)| (pod.str_at(&["metadata", "uid"]), !facts.is_over())).collect();
+        for node in self.addresses.values_mut() {
+            let Addresses { free, leases, .. } = node;
+            leases.retain(|uid, ip| {
+                let keeps = Some(uid.as_str()) != stopped && live.get(uid.as_str()) == Some(&true);
+                keeps || !free.release(*ip)
+            });
+        }
     }
 
     fn report(&mut self, key: &Key, mut pod: Value, phase: &str, ready: &str) {
@@ -294,10 +346,10 @@ impl Cluster {
 
     /// Pods fail, become unready, vanish.
     fn misfortune(&mut self) -> bool {
-        let pods: Vec<Value> = self.state(|s| s.all(&resource::PODS).cloned().collect());
-        let Some(pod) = pods.get(self.rng.below(pods.len())).cloned() else { return false };
-        let key = Key::new(&resource::PODS, pod.str_at(&["metadata", "namespace"]), pod.str_at(&["metadata", "name"]));
-        let facts = PodFacts::of(&pod);
+        let keys = self.state(|s| s.keys(&resource::PODS, ""));
+        let Some(key) = keys.get(self.rng.below(keys.len())).cloned() else { return false };
+        let Stored { value: pod, facts, .. } = self.state(|s| s.objects[&key].clone());
+        let facts = facts.expect("a pod");
         if facts.node.is_empty() || facts.is_over() {
             return false;
         }
@@ -412,12 +464,9 @@ impl Cluster {
             }
             let version = |v: &Value| v.str_at(&["metadata", "annotations", "version"]).to_string();
             let namespace = d.str_at(&["metadata", "namespace"]);
-            let live = |p: &&Value| {
-                p.str_at(&["metadata", "namespace"]) == namespace
-                    && p.str_at(&["metadata", "labels", "app"]) == name
-                    && PodFacts::of(p).is_active()
-            };
-            let pods: Vec<&Value> = state.all(&resource::PODS).filter(live).collect();
+            let live = |p: &&Value| p.str_at(&["metadata", "namespace"]) == namespace && p.str_at(&["metadata", "labels", "app"]) == name;
+            let active = state.pods().filter(|(_, _, facts)| facts.is_active()).map(|(_, pod, _)| pod);
+            let pods: Vec<&Value> = active.filter(live).collect();
             let template = version(d.at(&["spec", "template"]).unwrap());
             if pods.len() as i64 != wanted || pods.iter().any(|p| version(p) != template) {
                 return fail(format!("deployment {name} wants {wanted} pods of version {template}; {} live", pods.len()));
@@ -440,21 +489,46 @@ impl Cluster {
     }
 }
 
+impl Addresses {
+    fn give(&mut self, uid: &str) -> Option<std::net::IpAddr> {
+        let ip = self.free.allocate(self.cursor).ok()?;
+        self.cursor = self.free.after(ip);
+        self.leases.insert(uid.to_string(), ip);
+        Some(ip)
+    }
+}
+
+impl Follow {
+    fn start(state: &State, kind: usize) -> Follow {
+        let at = state.store.revision();
+        let watcher = state.store.watch(api::prefix(KINDS[kind]).as_bytes(), at).expect("the present is there");
+        Follow { kind, watcher, arrived: VecDeque::new(), at }
+    }
+
+    fn is_behind(&self, state: &State) -> bool {
+        state.ledger[self.kind].last().is_some_and(|last| *last > self.at)
+    }
+}
+
 impl Lane {
     fn start(make: fn() -> Box<dyn Controller>, api: &Arc<Api>, seed: u64) -> Lane {
         let state = api.0.lock().unwrap();
         let engine = Engine::new(make(), seed);
-        let mut lane = Lane { make, world: World::new(engine.resources()), engine, seen: HashMap::new(), jobs: Vec::new() };
+        let follows = (0..KINDS.len()).filter(|k| engine.resources().contains(&KINDS[*k])).map(|k| Follow::start(&state, k)).collect();
+        let mut lane = Lane { make, world: World::new(engine.resources()), engine, follows, jobs: Vec::new() };
         lane.world.tick(state.now_ms);
         for resource in lane.engine.resources().to_vec() {
-            lane.feed(resource, Change::Reset);
-            for key in state.keys(resource, "") {
-                lane.feed(resource, Change::Set(state.objects[&key].object.clone()));
-            }
-            lane.feed(resource, Change::Synced);
-            lane.seen.insert(resource.plural, state.log.get(resource.plural).map_or(0, Vec::len));
+            lane.list(&state, resource);
         }
         lane
+    }
+
+    fn list(&mut self, state: &State, resource: &'static Resource) {
+        self.feed(resource, Change::Reset);
+        for (_, stored) in state.rows(resource) {
+            self.feed(resource, Change::Set(stored.object.clone()));
+        }
+        self.feed(resource, Change::Synced);
     }
 
     fn feed(&mut self, resource: &'static Resource, change: Change) {
@@ -463,17 +537,48 @@ impl Lane {
         }
     }
 
-    fn behind(&self, state: &State) -> Vec<&'static Resource> {
-        let log = |r: &Resource| state.log.get(r.plural).map_or(0, Vec::len);
-        self.engine.resources().iter().filter(|r| self.seen.get(r.plural).copied().unwrap_or(0) < log(r)).copied().collect()
+    /// The watches that have something to tell.
+    fn behind(&self, state: &State) -> Vec<usize> {
+        (0..self.follows.len()).filter(|f| self.follows[*f].is_behind(state)).collect()
     }
 
-    fn take(&mut self, state: &State, resource: &'static Resource, most: usize) {
-        let from = self.seen.get(resource.plural).copied().unwrap_or(0);
-        let changes: Vec<Change> = state.log[resource.plural].iter().skip(from).take(most).cloned().collect();
-        self.seen.insert(resource.plural, from + changes.len());
+    /// Sees up to `most` more events, or lists again if the watch was cut. Each revision comes once, in order, none is missing.
+    fn take(&mut self, state: &State, follow: usize, most: usize) -> Result<(), String> {
         self.world.tick(state.now_ms);
-        changes.into_iter().for_each(|change| self.feed(resource, change));
+        let Follow { kind, watcher, arrived, .. } = &mut self.follows[follow];
+        let resource = KINDS[*kind];
+        if arrived.is_empty() {
+            match watcher.try_next() {
+                Ok(events) => arrived.extend(events),
+                Err(_) => {
+                    self.follows[follow] = Follow::start(state, *kind);
+                    self.list(state, resource);
+                    return Ok(());
+                }
+            }
+        }
+        if arrived.is_empty() {
+            return Err(format!("the {resource} watch of {} stays silent", self.engine.name()));
+        }
+        let ledger = &state.ledger[*kind];
+        for _ in 0..most {
+            let Follow { arrived, at, .. } = &mut self.follows[follow];
+            let expected = ledger.get(ledger.partition_point(|revision| revision <= at));
+            let Some(event) = arrived.pop_front() else { break };
+            if Some(&event.revision) != expected {
+                let (name, saw) = (self.engine.name(), event.revision);
+                return Err(format!("the {resource} watch of {name} saw {saw} after {at}, where {expected:?} was next"));
+            }
+            *at = event.revision;
+            let object = |bytes| Object { resource, bytes, revision: event.revision };
+            let change = match (event.value, event.previous) {
+                (Some(value), _) => Change::Set(object(value)),
+                (None, Some(previous)) => Change::Gone(object(previous.value)),
+                (None, None) => return Err(format!("{resource} {} was deleted, but never there", event.revision)),
+            };
+            self.feed(resource, change);
+        }
+        Ok(())
     }
 }
 
