@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use coracle::api::controller::{Action, Controller, DeletePolicy, Key, Turn, World};
 use coracle::api::events::Note;
-use coracle::api::json::parse_yaml;
 use coracle::api::object::Object;
 use coracle::api::resource::{self, Resource};
 use coracle::api::status::Status;
 use coracle::api::time::Time;
 use coracle::api::value::{Map, Value};
 use coracle::api::world::Change;
+use coracle::api::yaml;
 use coracle::server::{controllers, scheduler};
 
 /// Folder → controller.
@@ -70,7 +70,7 @@ fn cases(root: &Path) -> Vec<PathBuf> {
 }
 
 fn decide(folder: &str, path: &Path, given: &str) -> String {
-    let (case, _) = parse_yaml(given.as_bytes()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let (case, _) = yaml::parse(given.as_bytes()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let controller = controller(folder);
     let now = Time::parse(case.str_at(&["now"])).expect("`now` is a time");
     let now_ms = now.seconds * 1000;

@@ -1,11 +1,11 @@
 //! PATCH with an apply configuration: the object is merged and its owners settled inside the one update loop; an object that is
 //! not there is made of the configuration alone.
 
-use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Body, Request, Response};
 use crate::api::status::{Result, Status};
 use crate::api::value::Value;
+use crate::api::{json, yaml};
 
 use super::update::{Ownership, Wanted};
 use super::{ATTEMPTS_MAX, check_name, settle_namespace};
@@ -83,7 +83,7 @@ pub(super) fn parse(request: &Request) -> Result<(Value, Vec<String>)> {
     let (config, repeated) = match &request.body {
         Body::Value(value) => (value.clone(), Vec::new()),
         Body::Json(bytes) | Body::Yaml(bytes) => {
-            json::parse_yaml(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?
+            yaml::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?
         }
         Body::Empty => (Value::Null, Vec::new()),
         Body::Protobuf(_) => return Err(Status::bad_request("an apply configuration is JSON or YAML")),
