@@ -27,6 +27,7 @@ use coracle::pki::Pki;
 use coracle::server;
 use coracle::task::Shutdown;
 use coracle::transport::Connector;
+use coracle::transport::Port;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -230,7 +231,8 @@ impl Bench {
         let config = Config::from_settings(&settings).unwrap();
         let pki = Pki::load_or_create(&config.pki_dir()).unwrap();
         let shutdown = Shutdown::new();
-        let running = server::Server::start(&config, &pki, Arc::new(SystemClock), &shutdown).await.unwrap();
+        let port = Port::open(std::net::SocketAddr::new(config.bind_address, config.https_listen_port)).await.unwrap();
+        let running = server::Server::start(&config, &pki, port, Arc::new(SystemClock), &shutdown).await.unwrap();
         let identity = pki.client.client("admin", &["system:masters"]).unwrap();
         let connector = |identity| Connector::new(&pki.cluster.certificate, identity, &["http/1.1"]).unwrap();
         let server = client::Server {
