@@ -23,8 +23,12 @@ pub use super::world::{Gate, Key, Touched, World};
 
 /// Decisions about one kind of object.
 pub trait Controller: Send {
-    /// Also its identity, `system:serviceaccount:kube-system:<name>`, and the component of its events.
+    /// Also the component of its events.
     fn name(&self) -> &'static str;
+    /// It acts as `system:serviceaccount:kube-system:<identity>`.
+    fn identity(&self) -> &'static str {
+        self.name()
+    }
     /// What it looks at.
     fn resources(&self) -> Vec<&'static Resource>;
     /// Nothing is decided before these are in sync; a controller that can do with less says so and asks the world itself.

@@ -46,7 +46,7 @@ impl Driver {
             .into_iter()
             .map(|controller| {
                 let name = controller.name();
-                let client = clients(name);
+                let client = clients(controller.identity());
                 let recorder = Recorder::new(client.clone(), name, "");
                 Lane { engine: Engine::new(controller, seed), doer: Doer { client, recorder } }
             })

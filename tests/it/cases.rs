@@ -2,7 +2,8 @@
 //! key, and under `actions` what the controller decides. `UPDATE_EXPECT=1` writes what it decides now.
 //!
 //! A case is YAML: `reconcile: <plural> [namespace/]name`, `now`, `objects`; optionally `seed`, `failure` (code, reason, message
-//! of the last job), and `earlier` (objects taken in that many `earlier_ms` before). Absent uids are `uid-<name>`.
+//! of the last job), and `earlier` (objects taken in that many `earlier_ms` before). Absent uids are `uid-<name>`. What is
+//! decided must also be allowed by the controller's role of the bootstrap policy.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ fn controller(folder: &str) -> Box<dyn Controller> {
         "endpoints" => Box::new(controllers::endpoints::Endpoints),
         "garbage_collector" => Box::new(controllers::garbage_collector::GarbageCollector::default()),
         "node_lifecycle" => Box::new(controllers::node_lifecycle::NodeLifecycle),
+        "pod_gc" => Box::new(controllers::pod_gc::PodGc),
+        "taint_eviction" => Box::new(controllers::taint_eviction::TaintEviction),
         other => panic!("no controller for the folder {other}"),
     }
 }
@@ -97,7 +100,40 @@ fn decide(folder: &str, path: &Path, given: &str) -> String {
     });
     let turn = Turn { now_ms, seed: case.i64_at(&["seed"]).unwrap_or(1) as u64, failure };
     let actions = controller.reconcile(&key(case.str_at(&["reconcile"])), &world, &turn);
+    let role = if folder == "scheduler" { "system:kube-scheduler".into() } else { format!("system:controller:{}", controller.identity()) };
+    for (verb, group, what) in actions.iter().filter_map(asks) {
+        assert!(is_allowed(&role, verb, group, &what), "{}: {role} may not {verb} {what} of group {group:?}", path.display());
+    }
     actions.iter().map(|action| show(action, &world)).collect()
+}
+
+/// What the action needs the controller's role for: verb, group, resource with subresource.
+fn asks(action: &Action) -> Option<(&'static str, &'static str, String)> {
+    let sub = |resource: &Resource, sub: &str| match sub {
+        "" => resource.plural.to_string(),
+        sub => format!("{}/{sub}", resource.plural),
+    };
+    Some(match action {
+        Action::Create { resource, .. } => ("create", resource.group, sub(resource, "")),
+        Action::Update { resource, subresource, .. } => ("update", resource.group, sub(resource, subresource)),
+        Action::Patch { key, subresource, .. } => ("patch", key.resource.group, sub(key.resource, subresource)),
+        Action::Delete { key, .. } => ("delete", key.resource.group, sub(key.resource, "")),
+        Action::Absent { owner, .. } => ("get", owner.resource.group, sub(owner.resource, "")),
+        Action::Bind { .. } => ("create", "", "pods/binding".into()),
+        Action::Event(_) => ("create", "", "events".into()),
+        Action::Empty { .. } | Action::RequeueAfter { .. } => return None,
+    })
+}
+
+/// Whether the bootstrap policy lets the role do that.
+fn is_allowed(role: &str, verb: &str, group: &str, what: &str) -> bool {
+    let policy = include_str!("../../src/server/bootstrap/rbac.tsv");
+    let group = if group.is_empty() { "core" } else { group };
+    let of_role = policy.lines().skip_while(|l| !l.starts_with(&format!("role\t-\t{role}\t"))).skip(1).take_while(|l| l.starts_with('\t'));
+    let has = |list: &str, wanted: &str| list.split(',').any(|one| one == "*" || one == wanted);
+    of_role.map(|l| l.trim_start().split('\t').collect::<Vec<_>>()).any(|rule| {
+        matches!(rule[..], [verbs, groups, resources, ..] if has(verbs, verb) && has(groups, group) && has(resources, what))
+    })
 }
 
 /// `pods default/a`, `nodes n1`.

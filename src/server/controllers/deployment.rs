@@ -2,7 +2,7 @@
 //!
 //! A decision reads the Deployment and its ReplicaSets into [`Rollout`], works out the sizes the sets should have now
 //! (rolling update, recreate, proportional scaling, clean-up), and writes the differences: patches of ReplicaSets first,
-//! then the status, then the revision annotation. A set is *new* if its template is the Deployment's. All arithmetic is on
+//! then the status with the revision annotation. A set is *new* if its template is the Deployment's. All arithmetic is on
 //! `spec.replicas`, which only we write. Start at `reconcile`; the rolling arithmetic is in `rolling`.
 
 use std::cmp::Reverse;
@@ -457,7 +457,6 @@ impl<'a> Rollout<'a> {
         } else {
             actions.extend(self.status_action());
         }
-        actions.extend(self.revision_patch());
         for i in &self.doomed {
             let row = self.sets[*i].row;
             let policy = DeletePolicy::Background;
@@ -472,31 +471,21 @@ impl<'a> Rollout<'a> {
         normal(self.row, "ScalingReplicaSet", format!("Scaled {verb} replica set {set} from {from} to {to}"))
     }
 
+    /// The status, and in the same write the revision: annotations are all a status may change beside itself.
     fn status_action(&mut self) -> Option<Action> {
-        let status = new_status(self);
-        if self.deployment.at(&["status"]).is_some_and(|old| *old == status) {
-            return None;
-        }
         let mut object = self.deployment.clone();
-        object.set(&["status"], status);
-        Some(Action::Update { resource: &DEPLOYMENTS, subresource: "status", object, then: None })
+        object.set(&["status"], new_status(self));
+        if let Some(revision) = self.revision() {
+            object.set(&["metadata", "annotations", REVISION], revision);
+        }
+        (object != self.deployment).then_some(Action::Update { resource: &DEPLOYMENTS, subresource: "status", object, then: None })
     }
 
-    fn revision_patch(&self) -> Option<Action> {
-        let revision = match (self.new, &self.create) {
-            (Some(new), _) => {
-                let set = &self.sets[new];
-                let decided = set.annotations.iter().find(|(key, _)| *key == REVISION).map(|(_, text)| text.clone());
-                decided.unwrap_or_else(|| set.annotation(REVISION).to_string())
-            }
-            (None, _) => return None,
-        };
-        if revision.is_empty() || self.deployment.str_at(&["metadata", "annotations", REVISION]) == revision {
-            return None;
-        }
-        let mut patch = crate::value!({"metadata": {"uid": self.row.uid}});
-        patch.set(&["metadata", "annotations", REVISION], revision);
-        Some(Action::Patch { key: self.row.key(), subresource: "", patch })
+    /// The revision of the new set.
+    fn revision(&self) -> Option<String> {
+        let set = &self.sets[self.new?];
+        let decided = set.annotations.iter().find(|(key, _)| *key == REVISION).map(|(_, text)| text.as_str());
+        Some(decided.unwrap_or(set.annotation(REVISION)).to_string()).filter(|revision| !revision.is_empty())
     }
 
     /// Look again when the progress deadline may have passed.

@@ -1,7 +1,7 @@
 //! Pure: removes pods nobody else will: of nodes that are gone, of nodes taken out of service, deleted before they were
 //! scheduled, and the oldest ended ones when there are too many.
 
-use super::meta::rfc3339;
+use super::meta::{patch_of, rfc3339};
 use crate::api::conditions::{self, Condition};
 use crate::api::controller::{Action, Controller, DeletePolicy, Key, Touched, Turn, World};
 use crate::api::resource::{NODES, PODS, Resource};
@@ -74,12 +74,12 @@ fn force_delete(pod: &Row) -> Action {
 fn fail_and_delete(pod: &Row, why: &str, turn: &Turn) -> Vec<Action> {
     let mut actions = Vec::new();
     if !pod.pod().is_over() {
-        let mut object = pod.value();
-        let mut list = object.list_at(&["status", "conditions"]).to_vec();
+        let mut list = pod.value().list_at(&["status", "conditions"]).to_vec();
         conditions::set(&mut list, &Condition::new("DisruptionTarget", "True", "DeletionByPodGC", why), &rfc3339(turn.now()));
-        object.set(&["status", "conditions"], list);
-        object.set(&["status", "phase"], "Failed");
-        actions.push(Action::Update { resource: &PODS, subresource: "status", object, then: None });
+        let mut patch = patch_of(pod);
+        patch.set(&["status", "conditions"], list);
+        patch.set(&["status", "phase"], "Failed");
+        actions.push(Action::Patch { key: pod.key(), subresource: "status", patch });
     }
     actions.push(force_delete(pod));
     actions

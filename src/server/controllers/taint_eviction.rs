@@ -14,6 +14,10 @@ impl Controller for TaintEviction {
         "taint-eviction-controller"
     }
 
+    fn identity(&self) -> &'static str {
+        "node-controller"
+    }
+
     fn resources(&self) -> Vec<&'static Resource> {
         vec![&NODES, &PODS]
     }
