@@ -131,9 +131,9 @@ fn is_allowed(role: &str, verb: &str, group: &str, what: &str) -> bool {
     let group = if group.is_empty() { "core" } else { group };
     let of_role = policy.lines().skip_while(|l| !l.starts_with(&format!("role\t-\t{role}\t"))).skip(1).take_while(|l| l.starts_with('\t'));
     let has = |list: &str, wanted: &str| list.split(',').any(|one| one == "*" || one == wanted);
-    of_role.map(|l| l.trim_start().split('\t').collect::<Vec<_>>()).any(|rule| {
-        matches!(rule[..], [verbs, groups, resources, ..] if has(verbs, verb) && has(groups, group) && has(resources, what))
-    })
+    of_role
+        .map(|l| l.trim_start().split('\t').collect::<Vec<_>>())
+        .any(|rule| matches!(rule[..], [verbs, groups, resources, ..] if has(verbs, verb) && has(groups, group) && has(resources, what)))
 }
 
 /// `pods default/a`, `nodes n1`.
