@@ -49,10 +49,10 @@ impl Splitter {
         self.hold(rest, &stamp, out);
     }
 
-    /// The last line of a process that did not end it.
+    /// The last line of a process that did not end it stays a part of one: readers add no newline to it.
     pub fn finish(&mut self, nanoseconds: u128, out: &mut Vec<u8>) {
         if !self.partial.is_empty() {
-            self.emit(b'F', &stamp(nanoseconds), out);
+            self.emit(b'P', &stamp(nanoseconds), out);
         }
     }
 
@@ -275,7 +275,9 @@ mod tests {
         let lines: Vec<Line> = out.split_inclusive(|byte| *byte == b'\n').map(|line| parse(line).unwrap()).collect();
         let texts: Vec<&[u8]> = lines.iter().map(|line| line.text).collect();
         assert_eq!(texts, [&b"one"[..], b"two", b"", b"three"]);
-        assert!(lines.iter().all(|line| !line.partial && line.stream == Stream::Stderr));
+        let partial: Vec<bool> = lines.iter().map(|line| line.partial).collect();
+        assert_eq!(partial, [false, false, false, true]);
+        assert!(lines.iter().all(|line| line.stream == Stream::Stderr));
     }
 
     #[test]

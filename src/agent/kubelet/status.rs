@@ -186,15 +186,9 @@ impl View<'_> {
         }
         match self.observed.failures.get(name) {
             Some(f) => waiting(&f.reason, &f.message),
-            None if self.pod.is_ephemeral(name) => waiting("ContainerCreating", ""),
-            None if !self.pod.init_containers().is_empty() && !self.is_first_init(name) => waiting("PodInitializing", ""),
+            None if !self.pod.init_containers().is_empty() => waiting("PodInitializing", ""),
             None => waiting("ContainerCreating", ""),
         }
-    }
-
-    /// Of the init containers only the one whose turn it is is being created.
-    fn is_first_init(&self, name: &str) -> bool {
-        matches!(&self.init, Init::At(at) if at == name)
     }
 
     /// `allocatedResources` is what the container was granted, `resources` what the kernel holds it to: the same once a change of
