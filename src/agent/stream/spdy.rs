@@ -332,6 +332,8 @@ impl HeaderWriter {
         // Without a preset dictionary, which the header says and every reader takes.
         let mut block = if std::mem::replace(&mut self.begun, true) { Vec::new() } else { vec![0x78, 0x01] };
         block.extend(stored(&text));
+        // An empty block is what makes readers hand out what they have.
+        block.extend(stored(&[]));
         block
     }
 }
