@@ -58,6 +58,15 @@ pub fn transcode_item(object: &Object, out: &mut Vec<u8>) {
     write_object(object, None, out);
 }
 
+/// The metadata of a stored object as JSON.
+pub fn transcode_metadata(object: &Object, out: &mut Vec<u8>) {
+    if let (false, Some(ty)) = (object.is_json(), object.resource.known_type()) {
+        let written = protobuf::transcode::member(ty, &object.bytes, "metadata", object.revision, out);
+        return written.unwrap_or_else(|e| panic!("stored {} does not decode: {e}", object.resource));
+    }
+    write(object.value().at(&["metadata"]).unwrap_or(&Value::map()), out);
+}
+
 fn write_object(object: &Object, type_meta: Option<(&str, &str)>, out: &mut Vec<u8>) {
     if let (false, Some(ty)) = (object.is_json(), object.resource.known_type()) {
         let head = Head { type_meta, revision: object.revision };

@@ -280,17 +280,33 @@ pub fn decode(ty: TypeRef, bytes: &[u8]) -> Result<Value, String> {
     read_message(ty, bytes, 0, ALL).map(Value::Map)
 }
 
-/// Fields to decode, by JSON name, each with those of its own messages; an empty list is all of them.
+/// Fields to decode: the named ones, each with what is wanted below it, and all others or none.
 #[derive(Clone, Copy, Debug)]
-pub struct Only(pub &'static [(&'static str, Only)]);
+pub struct Only {
+    named: &'static [(&'static str, Only)],
+    rest: bool,
+}
 
 /// Everything below.
-pub const ALL: Only = Only(&[]);
+pub const ALL: Only = Only { named: &[], rest: true };
 
 impl Only {
+    /// These fields, by JSON name, and no others.
+    pub const fn these(named: &'static [(&'static str, Only)]) -> Only {
+        Only { named, rest: false }
+    }
+
+    /// All fields, but of these only so much. `these(&[])` is nothing.
+    pub const fn all_but(named: &'static [(&'static str, Only)]) -> Only {
+        Only { named, rest: true }
+    }
+
     /// What is wanted of the field, if anything is.
     fn of(self, name: &str) -> Option<Only> {
-        if self.0.is_empty() { Some(ALL) } else { self.0.iter().find(|(wanted, _)| *wanted == name).map(|(_, below)| *below) }
+        match self.named.iter().find(|(named, _)| *named == name) {
+            Some((_, below)) => Some(*below).filter(|below| below.rest || !below.named.is_empty()),
+            None => self.rest.then_some(ALL),
+        }
     }
 }
 
@@ -527,6 +543,20 @@ pub fn seal(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
     bytes(2, raw, &mut out);
     string(3, "", &mut out);
     string(4, "", &mut out);
+    out
+}
+
+/// The beginning of an envelope around a message that starts with `first` and goes on for `more` bytes; after those its end
+/// is still to come: fields 3 and 4, empty.
+pub fn seal_head(api_version: &str, kind: &str, first: &[u8], more: usize) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    nested(1, &mut out, |out| {
+        string(1, api_version, out);
+        string(2, kind, out);
+    });
+    tag(2, BYTES, &mut out);
+    varint((first.len() + more) as u64, &mut out);
+    out.extend_from_slice(first);
     out
 }
 

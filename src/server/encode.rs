@@ -2,9 +2,11 @@
 //!
 //! Stored bytes go out without being decoded wherever the served version is the stored one and the view is plain: JSON by
 //! `json::transcode`, protobuf by splicing the revision in. What a watch event shows of its object is encoded once per
-//! encoding and kept with the event ([`Frames`]). Start at [`Encoder`].
+//! encoding and kept with the event ([`Frames`]). Lists are written item by item, so that large ones need not be assembled.
+//! Start at [`Encoder`].
 
 use crate::api::object::Object;
+use crate::api::protobuf::Only;
 use crate::api::request::{Event, List, Response};
 use crate::api::status::Status;
 use crate::api::time::Time;
@@ -16,6 +18,9 @@ use bytes::Bytes;
 use super::negotiate::{self, Accepted, Encoding, View};
 use super::registry::Row;
 use super::table::{self, Include};
+
+/// What columns may read of an object: who owns which field is most of its bytes and never shown.
+const SHOWN: Only = Only::all_but(&[("metadata", Only::all_but(&[("managedFields", Only::these(&[]))]))]);
 
 /// How the answers to one request are written.
 #[derive(Clone, Copy)]
@@ -114,115 +119,172 @@ impl Encoder<'_> {
         metadata
     }
 
-    fn list(&self, list: &List) -> Vec<u8> {
-        if self.is_direct() {
-            return match self.accepted.encoding {
-                Encoding::Protobuf => self.protobuf_list(list),
-                Encoding::Json | Encoding::Yaml => self.json_list(list),
-            };
+    /// Whether a list can be written one item after the other.
+    pub fn streams_lists(&self) -> bool {
+        match self.accepted.encoding {
+            Encoding::Json => !self.accepted.pretty,
+            Encoding::Protobuf => self.is_direct(),
+            Encoding::Yaml => false,
         }
-        let metadata = Self::list_metadata(list);
-        let served = |o: &Object| self.row.serve(o);
-        let document = match self.accepted.view {
-            View::Table(version) => {
-                let mut table = table::table(version, metadata, Some(self.row.strategy.columns()));
-                let rows = list.items.iter().map(|o| {
-                    let stored = o.value();
-                    let mut shown = stored.clone();
-                    self.row.to_served(&mut shown);
-                    table::row(&*self.row.strategy, &stored, &shown, self.include, version, self.now)
-                });
-                table.set(&["rows"], Value::List(rows.collect()));
-                table
-            }
-            View::Partial(version) | View::PartialList(version) => {
-                let items: Vec<Value> = list.items.iter().map(|o| table::partial(&served(o), version)).collect();
-                let mut document = crate::value!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}")});
-                document.set(&["metadata"], metadata);
-                document.set(&["items"], if items.is_empty() { Value::Null } else { Value::List(items) });
-                document
-            }
-            View::Plain | View::Discovery => {
-                let without_kind = |o: &Object| {
-                    let mut value = served(o);
-                    value.remove(&["apiVersion"]);
-                    value.remove(&["kind"]);
-                    value
-                };
-                let items: Vec<Value> = list.items.iter().map(without_kind).collect();
-                let mut document = crate::value!({"kind": self.row.resource.list_kind(), "apiVersion": self.row.resource.api_version()});
-                document.set(&["metadata"], metadata);
-                document.set(&["items"], items);
-                document
-            }
-        };
-        self.tree(&document)
     }
 
-    fn json_list(&self, list: &List) -> Vec<u8> {
-        let bytes: usize = list.items.iter().map(|o| o.bytes.len() * 2 + 128).sum();
-        let mut out = Vec::with_capacity(bytes + 256);
-        out.extend_from_slice(b"{\"kind\":\"");
-        out.extend_from_slice(self.row.resource.list_kind().as_bytes());
-        out.extend_from_slice(b"\",\"apiVersion\":\"");
-        out.extend_from_slice(self.row.resource.api_version().as_bytes());
-        out.extend_from_slice(b"\",\"metadata\":");
-        json::write(&Self::list_metadata(list), &mut out);
-        out.extend_from_slice(b",\"items\":[");
-        for (i, object) in list.items.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            json::transcode_item(object, &mut out);
+    fn list(&self, list: &List) -> Vec<u8> {
+        if !self.streams_lists() {
+            let whole = Encoder { accepted: Accepted { encoding: Encoding::Json, pretty: false, ..self.accepted }, ..*self };
+            let document = json::parse(&whole.list(list)).expect("what is written here is JSON");
+            return self.tree(&document);
         }
-        out.extend_from_slice(b"]}\n");
+        let mut out = self.list_head(list);
+        for (i, object) in list.items.iter().enumerate() {
+            self.list_item(object, i == 0, &mut out);
+        }
+        out.extend_from_slice(self.list_tail(list));
         out
     }
 
-    fn protobuf_list(&self, list: &List) -> Vec<u8> {
-        let meta = schema::type_named("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").expect("the table has ListMeta");
-        let mut raw = Vec::new();
-        put_bytes(1, &protobuf::encode(meta, &Self::list_metadata(list)), &mut raw);
-        for object in &list.items {
-            put_bytes(2, &protobuf::with_revision(self.row.type_ref(), &object.bytes, object.revision), &mut raw);
+    /// Everything before the items.
+    pub fn list_head(&self, list: &List) -> Vec<u8> {
+        if self.accepted.encoding == Encoding::Protobuf {
+            return self.protobuf_list_head(list);
         }
-        protobuf::seal(&self.row.resource.api_version(), &self.row.resource.list_kind(), &raw)
+        let metadata = Self::list_metadata(list);
+        let head = match self.accepted.view {
+            View::Table(version) => table::table(version, metadata, Some(self.row.strategy.columns())),
+            View::Partial(version) | View::PartialList(version) => {
+                crate::value!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": serde_json::Value::from(&metadata)})
+            }
+            View::Plain | View::Discovery => {
+                crate::value!({"kind": self.row.resource.list_kind(), "apiVersion": self.row.resource.api_version(), "metadata": serde_json::Value::from(&metadata)})
+            }
+        };
+        let mut out = vec![b'{'];
+        for (name, value) in head.as_map().expect("made a map").iter().filter(|(name, _)| *name != "rows") {
+            json::write_str(name, &mut out);
+            out.push(b':');
+            json::write(value, &mut out);
+            out.push(b',');
+        }
+        out.extend_from_slice(match self.accepted.view {
+            View::Table(_) => b"\"rows\":[",
+            View::Partial(_) | View::PartialList(_) if list.items.is_empty() => b"\"items\":null",
+            _ => &b"\"items\":["[..],
+        });
+        out
     }
 
-    /// One watch event as it goes on the wire. `frames` is where the event's encoding may already be; `is_first` decides
-    /// whether a Table says its columns.
-    pub fn event(&self, event: &Event, frames: Option<&Frames>, is_first: bool) -> Vec<u8> {
-        let (kind, body) = match event {
-            Event::Added(o) => ("ADDED", self.event_object(o, frames, 0, is_first)),
-            Event::Modified(o) => ("MODIFIED", self.event_object(o, frames, 0, is_first)),
-            Event::Deleted(o) => ("DELETED", self.event_object(o, frames, 2, is_first)),
-            Event::Bookmark { revision, initial_end } => {
-                let body = self.watch_tree(self.bookmark(*revision, *initial_end, is_first));
-                ("BOOKMARK", body.into())
+    /// One item, with what parts it from the one before.
+    pub fn list_item(&self, object: &Object, is_first: bool, out: &mut Vec<u8>) {
+        if self.accepted.encoding == Encoding::Protobuf {
+            return put_bytes(2, &protobuf::with_revision(self.row.type_ref(), &object.bytes, object.revision), out);
+        }
+        if !is_first {
+            out.push(b',');
+        }
+        match self.accepted.view {
+            View::Table(version) => self.table_row(object, version, out),
+            View::Partial(version) | View::PartialList(version) => self.partial(object, version, out),
+            View::Plain | View::Discovery if self.row.is_storage() => json::transcode_item(object, out),
+            View::Plain | View::Discovery => {
+                let mut value = self.row.serve(object);
+                value.remove(&["apiVersion"]);
+                value.remove(&["kind"]);
+                json::write(&value, out);
             }
-            Event::Error(status) => ("ERROR", self.watch_tree(status.to_value()).into()),
+        }
+    }
+
+    /// Everything after the items.
+    pub fn list_tail(&self, list: &List) -> &'static [u8] {
+        match (self.accepted.encoding, self.accepted.view) {
+            // The last two fields of the envelope, both empty.
+            (Encoding::Protobuf, _) => &[3 << 3 | 2, 0, 4 << 3 | 2, 0],
+            (_, View::Partial(_) | View::PartialList(_)) if list.items.is_empty() => b"}\n",
+            _ => b"]}\n",
+        }
+    }
+
+    /// `PartialObjectMetadata`; metadata is the same in every version of a kind.
+    fn partial(&self, object: &Object, version: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/");
+        out.extend_from_slice(version.as_bytes());
+        out.extend_from_slice(b"\",\"metadata\":");
+        json::transcode_metadata(object, out);
+        out.push(b'}');
+    }
+
+    fn table_row(&self, object: &Object, version: &str, out: &mut Vec<u8>) {
+        let cells = self.row.strategy.row(&object.decode_only(SHOWN), self.now);
+        out.extend_from_slice(b"{\"cells\":");
+        json::write(&Value::List(cells), out);
+        out.extend_from_slice(b",\"object\":");
+        match self.include {
+            Include::None => out.extend_from_slice(b"null"),
+            Include::Metadata => self.partial(object, version, out),
+            Include::Object if self.row.is_storage() => json::transcode(object, self.row.resource, out),
+            Include::Object => json::write(&self.row.serve(object), out),
+        }
+        out.push(b'}');
+    }
+
+    fn protobuf_list_head(&self, list: &List) -> Vec<u8> {
+        let meta = schema::type_named("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta").expect("the table has ListMeta");
+        let mut first = Vec::new();
+        put_bytes(1, &protobuf::encode(meta, &Self::list_metadata(list)), &mut first);
+        // The envelope says how long all of it is before the first item.
+        let mut item = Vec::new();
+        let items: usize = list
+            .items
+            .iter()
+            .map(|object| {
+                item.clear();
+                self.list_item(object, false, &mut item);
+                item.len()
+            })
+            .sum();
+        protobuf::seal_head(&self.row.resource.api_version(), &self.row.resource.list_kind(), &first, items)
+    }
+
+    /// One watch event as it goes on the wire. `frames` is where it may already be; `is_first` decides whether a Table says
+    /// its columns.
+    pub fn event(&self, event: &Event, frames: Option<&Frames>, is_first: bool) -> Bytes {
+        let (kind, object, slot) = match event {
+            Event::Added(o) => ("ADDED", o, 0),
+            Event::Modified(o) => ("MODIFIED", o, 2),
+            Event::Deleted(o) => ("DELETED", o, 4),
+            Event::Bookmark { revision, initial_end } => {
+                return self.framed("BOOKMARK", |out| out.extend(self.watch_tree(self.bookmark(*revision, *initial_end, is_first))));
+            }
+            Event::Error(status) => return self.framed("ERROR", |out| out.extend(self.watch_tree(status.to_value()))),
         };
+        if !self.is_direct() {
+            return self.framed(kind, |out| out.extend(self.watch_tree(self.watch_view(object, is_first))));
+        }
+        let encode = || self.framed(kind, |out| self.direct(object, out));
+        match frames {
+            Some(frames) => frames.get_or_init(slot + usize::from(self.accepted.encoding == Encoding::Protobuf), encode),
+            None => encode(),
+        }
+    }
+
+    /// The frame of an event whose object `body` appends.
+    fn framed(&self, kind: &str, body: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+        let mut out = Vec::with_capacity(4096);
         match self.accepted.encoding {
-            Encoding::Protobuf => protobuf_frame(kind, &body),
+            Encoding::Protobuf => {
+                body(&mut out);
+                protobuf_frame(kind, &out).into()
+            }
             Encoding::Json | Encoding::Yaml => {
-                let mut out = Vec::with_capacity(body.len() + 40);
                 out.extend_from_slice(b"{\"type\":\"");
                 out.extend_from_slice(kind.as_bytes());
                 out.extend_from_slice(b"\",\"object\":");
-                out.extend_from_slice(body.trim_ascii_end());
+                body(&mut out);
+                out.truncate(out.trim_ascii_end().len());
                 out.extend_from_slice(b"}\n");
-                out
+                // Frames are kept as long as their events: without room to spare.
+                out.shrink_to_fit();
+                out.into()
             }
-        }
-    }
-
-    /// `slot` is 0 for the new state of an event, 2 for the old one; protobuf takes the slot after.
-    fn event_object(&self, object: &Object, frames: Option<&Frames>, slot: usize, is_first: bool) -> Bytes {
-        let encode =
-            || Bytes::from(if self.is_direct() { self.object(object) } else { self.watch_tree(self.watch_view(object, is_first)) });
-        match frames.filter(|_| self.is_direct()) {
-            Some(frames) => frames.get_or_init(slot + usize::from(self.accepted.encoding == Encoding::Protobuf), encode),
-            None => encode(),
         }
     }
 

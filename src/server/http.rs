@@ -243,6 +243,12 @@ impl Front {
         let (outcome, warnings) =
             served.map_err(|_| Refused::flow(Status::timeout("Timeout: request did not complete within the allotted timeout", 0)))?;
         let mut response = match outcome {
+            Ok(Outcome::Unary(request::Response::List(list)))
+                if is_long(&list) && encoder.with(row, self.pipeline.clock().now()).streams_lists() =>
+            {
+                let gzip = text(http.headers(), &header::ACCEPT_ENCODING).contains("gzip");
+                list_response(self.pipeline.clone(), row, list, encoder, gzip)
+            }
             Ok(Outcome::Unary(response)) => {
                 let answer = encoder.with(row, self.pipeline.clock().now()).response(&response);
                 let gzip = text(http.headers(), &header::ACCEPT_ENCODING).contains("gzip");
@@ -366,10 +372,85 @@ fn frames(
     let encoded = events.enumerate().map(move |(i, framed)| {
         let row = pipeline.registry().row(resource);
         let encoder = parts.with(row, pipeline.clock().now());
-        let bytes = encoder.event(&framed.event, framed.frames.as_deref(), i == 0);
-        Ok::<_, BoxError>(Frame::data(Bytes::from(bytes)))
+        Ok::<_, BoxError>(Frame::data(encoder.event(&framed.event, framed.frames.as_deref(), i == 0)))
     });
     StreamBody::new(encoded).boxed_unsync()
+}
+
+/// Lists longer than this are sent as they are written.
+const WHOLE_BYTES_MAX: usize = 128 << 10;
+/// How much is written before it is sent.
+const CHUNK_BYTES: usize = 64 << 10;
+
+fn is_long(list: &request::List) -> bool {
+    list.items.iter().map(|o| o.bytes.len()).sum::<usize>() > WHOLE_BYTES_MAX
+}
+
+/// A list on its way: what is left of it, and the compressor.
+struct Sending {
+    pipeline: Arc<Pipeline>,
+    parts: EncoderParts,
+    now: crate::api::time::Time,
+    list: request::List,
+    /// Items sent; one more than there are once the tail is.
+    sent: usize,
+    gzip: Option<flate2::write::GzEncoder<Vec<u8>>>,
+}
+
+impl Sending {
+    fn next_chunk(&mut self) -> Option<Bytes> {
+        let pipeline = self.pipeline.clone();
+        let row = pipeline.registry().row(self.list.resource);
+        let encoder = self.parts.with(row, self.now);
+        let total = self.list.items.len();
+        // The compressor swallows chunks until it has something to show.
+        while self.sent <= total {
+            let mut chunk = if self.sent == 0 { encoder.list_head(&self.list) } else { Vec::with_capacity(CHUNK_BYTES * 5 / 4) };
+            while self.sent < total && chunk.len() < CHUNK_BYTES {
+                encoder.list_item(&self.list.items[self.sent], self.sent == 0, &mut chunk);
+                self.sent += 1;
+            }
+            if self.sent == total {
+                chunk.extend_from_slice(encoder.list_tail(&self.list));
+                self.sent += 1;
+            }
+            let chunk = self.packed(chunk);
+            if !chunk.is_empty() {
+                return Some(chunk.into());
+            }
+        }
+        None
+    }
+
+    fn packed(&mut self, chunk: Vec<u8>) -> Vec<u8> {
+        use std::io::Write as _;
+        let Some(mut gzip) = self.gzip.take() else { return chunk };
+        gzip.write_all(&chunk).expect("memory takes all bytes");
+        if self.sent > self.list.items.len() {
+            return gzip.finish().expect("memory takes all bytes");
+        }
+        let out = std::mem::take(gzip.get_mut());
+        self.gzip = Some(gzip);
+        out
+    }
+}
+
+fn list_response(pipeline: Arc<Pipeline>, row: &Row, list: request::List, parts: EncoderParts, gzip: bool) -> Response<ResponseBody> {
+    let now = pipeline.clock().now();
+    debug_assert!(*list.resource == *row.resource, "a list is of what was asked for");
+    let compressor = gzip.then(|| flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1)));
+    let sending = Sending { pipeline, parts, now, list, sent: 0, gzip: compressor };
+    let chunks = futures_util::stream::unfold(sending, |mut sending| async move {
+        let chunk = sending.next_chunk()?;
+        Some((Ok::<_, BoxError>(Frame::data(chunk)), sending))
+    });
+    let mut response = Response::new(StreamBody::new(chunks).boxed_unsync());
+    set(response.headers_mut(), "content-type", parts.accepted.encoding.media_type());
+    if gzip {
+        set(response.headers_mut(), "content-encoding", "gzip");
+        set(response.headers_mut(), "vary", "Accept-Encoding");
+    }
+    response
 }
 
 /// What authorization sees of a path.

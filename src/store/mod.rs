@@ -194,6 +194,9 @@ fn show(key: &[u8]) -> String {
     String::from_utf8_lossy(key).replace('\0', "/")
 }
 
+/// Keys looked at by [`Store::count_after`] while nobody may write.
+const COUNTED_AT_ONCE: usize = 4096;
+
 /// The store. Clones share it; the last one dropped stops it, [`Store::close`] waits for that: only then may the directory
 /// be opened again.
 #[derive(Clone)]
@@ -349,6 +352,20 @@ impl Store {
     /// How many live keys begin with `prefix`. Whole resources are counted without looking.
     pub fn count(&self, prefix: &[u8]) -> usize {
         self.inner.shared.read().state.count(prefix)
+    }
+
+    /// How many keys under `prefix` come after `after` as of `revision`. The state is let go every now and then.
+    pub fn count_after(&self, prefix: &[u8], after: &[u8], revision: u64) -> Result<usize, Error> {
+        let mut total = 0;
+        let mut after = Some(Bytes::copy_from_slice(after));
+        while let Some(from) = after {
+            let core = self.inner.shared.read();
+            check_revision(&core, revision)?;
+            let (live, last) = core.state.count_some(prefix, Some(&from), revision, COUNTED_AT_ONCE);
+            total += live;
+            after = last;
+        }
+        Ok(total)
     }
 
     /// All of the batch or nothing of it. `Conflict` if a check does not hold.

@@ -357,6 +357,20 @@ impl State {
         self.scan(prefix, None).filter(|(_, chain)| chain.current.value.is_some()).count()
     }
 
+    /// How many of the next `limit` keys under `prefix` after `after` were live at `revision`; and the last of them if there
+    /// may be more.
+    pub(crate) fn count_some(&self, prefix: &[u8], after: Option<&[u8]>, revision: u64, limit: usize) -> (usize, Option<Bytes>) {
+        let (mut live, mut last) = (0, None);
+        for (seen, (key, chain)) in self.scan(prefix, after).enumerate() {
+            if seen == limit {
+                return (live, last);
+            }
+            live += usize::from(chain.at(revision).is_some_and(|v| v.value.is_some()));
+            last = Some(key.clone());
+        }
+        (live, None)
+    }
+
     /// Up to `limit` keys, with their revisions, that expire at or before `now`.
     pub(crate) fn due(&self, now: u64, limit: usize) -> Vec<(Bytes, u64)> {
         let due = self.expiry.iter().take_while(|(expires, _)| *expires <= now).take(limit);

@@ -37,10 +37,10 @@ pub struct StoreEvent {
 
 /// Encodings of one event, made once and shared by all its watchers. What a slot means is its user's business.
 #[derive(Debug, Default)]
-pub struct Frames([OnceLock<Bytes>; 4]);
+pub struct Frames([OnceLock<Bytes>; 6]);
 
 impl Frames {
-    /// The bytes in `slot` (0..4), made by `encode` if nobody has yet.
+    /// The bytes in `slot` (0..6), made by `encode` if nobody has yet.
     pub fn get_or_init(&self, slot: usize, encode: impl FnOnce() -> Bytes) -> Bytes {
         self.0[slot].get_or_init(encode).clone()
     }

@@ -378,3 +378,48 @@ async fn one_watch_too_many_is_told_to_come_back() {
     drop(first);
     assert_eq!(open().await.status(), 200);
 }
+
+/// A list too long to be assembled is the same list, in every encoding and view, compressed or not.
+#[tokio::test]
+async fn long_lists_are_streamed() {
+    let api = Api::start("long").await;
+    for i in 0..40 {
+        let body = json!({"metadata": {"name": format!("c{i:02}")}, "data": {"k": "v".repeat(8000)}});
+        assert_eq!(api.json("POST", CM, &[], &body.to_string()).await.0, 201);
+    }
+    let get = async |accept: &str, more: &[(&str, &str)], query: &str| {
+        let headers = [&[("accept", accept)], more].concat();
+        let response = api.send("GET", &format!("{CM}{query}"), &headers, "", api.peer("admin", "system:masters")).await;
+        assert_eq!(response.status(), 200, "{accept}");
+        let whole = response.headers().contains_key("content-length");
+        (whole, response.into_body().collect().await.unwrap().to_bytes())
+    };
+    let names = |list: &Value, pointer: &str| -> Vec<String> {
+        let items = list["items"].as_array().or(list["rows"].as_array()).unwrap();
+        items.iter().filter_map(|i| i.pointer(pointer)?.as_str()).filter(|n| n.starts_with('c')).map(str::to_string).collect()
+    };
+    let expected: Vec<String> = (0..40).map(|i| format!("c{i:02}")).collect();
+    let (whole, body) = get("application/json", &[], "").await;
+    assert!(!whole && body.ends_with(b"]}\n"));
+    let plain: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((names(&plain, "/metadata/name"), &plain["kind"]), (expected.clone(), &json!("ConfigMapList")));
+    let (whole, packed) = get("application/json", &[("accept-encoding", "gzip")], "").await;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&packed[..]), &mut text).unwrap();
+    assert!(!whole && text.as_bytes() == body);
+    let (_, table) = get("application/json;as=Table;v=v1;g=meta.k8s.io", &[], "").await;
+    let table: Value = serde_json::from_slice(&table).unwrap();
+    assert_eq!((names(&table, "/cells/0"), names(&table, "/object/metadata/name")), (expected.clone(), expected.clone()));
+    let (_, partial) = get("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", &[], "").await;
+    let partial: Value = serde_json::from_slice(&partial).unwrap();
+    assert_eq!((names(&partial, "/metadata/name"), &partial["kind"]), (expected, &json!("PartialObjectMetadataList")));
+    // What is not streamed says the same.
+    let (whole, pretty) = get("application/json", &[], "?pretty=true").await;
+    assert!(whole && serde_json::from_slice::<Value>(&pretty).unwrap() == plain);
+    let (_, protobuf) = get("application/vnd.kubernetes.protobuf", &[], "").await;
+    let (version, kind, raw) = coracle::api::protobuf::open(&protobuf).unwrap();
+    let ty = coracle::api::schema::type_of(&version, &kind).unwrap();
+    let mut decoded = coracle::api::protobuf::decode(ty, raw).unwrap();
+    (decoded.set(&["kind"], kind.as_str()), decoded.set(&["apiVersion"], version.as_str()));
+    assert_eq!(serde_json::Value::from(&decoded), plain);
+}

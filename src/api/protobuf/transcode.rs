@@ -36,6 +36,18 @@ pub fn object(ty: TypeRef, bytes: &[u8], head: Head<'_>, out: &mut Vec<u8>) -> R
     written
 }
 
+/// Appends one member of the object, without its name; `null` if it is absent.
+pub fn member(ty: TypeRef, bytes: &[u8], name: &str, revision: Revision, out: &mut Vec<u8>) -> Result<(), String> {
+    let found = ty.field(name).and_then(|field| Some((field, first(bytes, field.number).transpose()?)));
+    match found {
+        Some((field, scalar)) => Writer { out, revision }.value(field.kind, scalar?, 0),
+        None => {
+            out.extend_from_slice(b"null");
+            Ok(())
+        }
+    }
+}
+
 struct Writer<'a> {
     out: &'a mut Vec<u8>,
     revision: Revision,
@@ -297,6 +309,9 @@ mod tests {
         let mut item = Vec::new();
         object(ty, &bytes, Head::default(), &mut item).unwrap();
         assert!(item.starts_with(br#"{"metadata":{"name":"a""#) && !item.windows(15).any(|w| w == b"resourceVersion"));
+        let mut metadata = Vec::new();
+        member(ty, &bytes, "metadata", 7, &mut metadata).unwrap();
+        assert_eq!(&json::parse(&metadata).unwrap(), value.at(&["metadata"]).unwrap());
         assert!(object(ty, &bytes[..bytes.len() - 1], Head::default(), &mut out).is_err());
     }
 }

@@ -37,9 +37,9 @@ impl Taint {
 
 impl NodeFacts {
     /// Everything [`NodeFacts::of`] reads.
-    pub const FIELDS: Only = Only(&[
-        ("spec", Only(&[("unschedulable", ALL), ("taints", ALL)])),
-        ("status", Only(&[("images", ALL), ("allocatable", ALL), ("conditions", ALL)])),
+    pub const FIELDS: Only = Only::these(&[
+        ("spec", Only::these(&[("unschedulable", ALL), ("taints", ALL)])),
+        ("status", Only::these(&[("images", ALL), ("allocatable", ALL), ("conditions", ALL)])),
     ]);
 
     pub fn of(node: &Value) -> NodeFacts {

@@ -50,15 +50,15 @@ impl Port {
     }
 }
 
-const CONTAINERS: Only = Only(&[("resources", Only(&[("requests", ALL)])), ("ports", ALL), ("restartPolicy", ALL)]);
+const CONTAINERS: Only = Only::these(&[("resources", Only::these(&[("requests", ALL)])), ("ports", ALL), ("restartPolicy", ALL)]);
 
 impl PodFacts {
     /// Everything [`PodFacts::of`] reads.
-    pub const FIELDS: Only = Only(&[
-        ("metadata", Only(&[("creationTimestamp", ALL), ("deletionTimestamp", ALL), ("annotations", ALL)])),
+    pub const FIELDS: Only = Only::these(&[
+        ("metadata", Only::these(&[("creationTimestamp", ALL), ("deletionTimestamp", ALL), ("annotations", ALL)])),
         (
             "spec",
-            Only(&[
+            Only::these(&[
                 ("nodeName", ALL),
                 ("hostname", ALL),
                 ("subdomain", ALL),
@@ -67,19 +67,19 @@ impl PodFacts {
                 ("schedulingGates", ALL),
                 ("containers", CONTAINERS),
                 ("initContainers", CONTAINERS),
-                ("resources", Only(&[("requests", ALL)])),
+                ("resources", Only::these(&[("requests", ALL)])),
                 ("overhead", ALL),
-                ("affinity", Only(&[("podAntiAffinity", ALL)])),
+                ("affinity", Only::these(&[("podAntiAffinity", ALL)])),
             ]),
         ),
         (
             "status",
-            Only(&[
+            Only::these(&[
                 ("phase", ALL),
                 ("podIP", ALL),
                 ("podIPs", ALL),
                 ("conditions", ALL),
-                ("containerStatuses", Only(&[("restartCount", ALL)])),
+                ("containerStatuses", Only::these(&[("restartCount", ALL)])),
                 ("nominatedNodeName", ALL),
             ]),
         ),

@@ -252,8 +252,7 @@ impl Pipeline {
 
     /// How many follow a page, at its revision.
     fn remaining(&self, prefix: &Bytes, after: Option<&Bytes>, revision: u64) -> Option<i64> {
-        let range = Range { prefix: prefix.clone(), after: after.cloned(), at: Some(revision), limit: 0 };
-        self.store.range(range).ok().map(|p| p.entries.len() as i64)
+        self.store.count_after(prefix, after?, revision).ok().map(|n| n as i64)
     }
 
     fn list_error(&self, error: store::Error, at: Option<u64>, after: Option<&Bytes>, prefix: &Bytes) -> Status {
