@@ -563,10 +563,13 @@ pub fn seal_head(api_version: &str, kind: &str, first: &[u8], more: usize) -> Ve
 /// `apiVersion`, `kind` and raw bytes of an envelope.
 pub fn open(bytes: &[u8]) -> Result<(String, String, &[u8]), String> {
     let body = bytes.strip_prefix(MAGIC).ok_or("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")?;
+    if body.is_empty() {
+        return Err("empty body".to_string());
+    }
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     let mut cursor = Cursor(body);
     while let Some(next) = cursor.next() {
-        match next? {
+        match next.map_err(|_| "unexpected EOF")? {
             (1, scalar) => {
                 let meta = scalar.bytes()?;
                 api_version = first(meta, 1)?.map_or(Ok(String::new()), Scalar::text)?;

@@ -11,6 +11,10 @@ use std::sync::LazyLock;
 
 use super::value::{Map, Value};
 
+mod show;
+
+pub use show::{diff, show};
+
 /// A type of the table. Cheap to copy and compare.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TypeRef(u16);
@@ -360,112 +364,6 @@ impl Shape {
             _ => Shape::Unknown,
         }
     }
-}
-
-/// A value as upstream's messages print it. Strings are quoted. Types of the API groups are printed without JSON tags, as
-/// upstream's internal ones have none: Go's names, in Go's order, nothing left out. Other types print as their JSON.
-pub fn show(shape: Shape, value: &Value) -> String {
-    match (shape, value) {
-        (_, Value::Str(s)) => super::json::go_quote(s),
-        (Shape::Field(Field { repeated: false, map: false, pointer: true, .. }), Value::Null) => "null".to_string(),
-        _ => {
-            let mut out = Vec::new();
-            show_json(shape, value, &mut out);
-            String::from_utf8_lossy(&out).into_owned()
-        }
-    }
-}
-
-fn show_json(shape: Shape, value: &Value, out: &mut Vec<u8>) {
-    let field_zero = |field: &Field, out: &mut Vec<u8>| match field.kind {
-        _ if !field.is_single() || field.pointer => out.extend_from_slice(b"null"),
-        Kind::Message(ty) => show_struct(ty, &Map::new(), out),
-        kind => super::json::write(&kind.zero(), out),
-    };
-    match (shape, value) {
-        (Shape::Field(field), Value::Null) => field_zero(field, out),
-        (Shape::One(Kind::Message(ty), false), Value::Null) => show_struct(ty, &Map::new(), out),
-        (Shape::One(Kind::Message(ty), _), Value::Map(m)) => show_struct(ty, m, out),
-        (Shape::Field(field), Value::Map(m)) if field.is_single() => match field.kind {
-            Kind::Message(ty) => show_struct(ty, m, out),
-            _ => super::json::write(value, out),
-        },
-        (Shape::Field(field), Value::List(items)) => {
-            out.push(b'[');
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                show_json(Shape::One(field.kind, false), item, out);
-            }
-            out.push(b']');
-        }
-        (Shape::Field(field), Value::Map(m)) => {
-            out.push(b'{');
-            for (i, (key, item)) in m.iter().enumerate() {
-                if i > 0 {
-                    out.push(b',');
-                }
-                super::json::write_str(key, out);
-                out.push(b':');
-                show_json(Shape::One(field.kind, false), item, out);
-            }
-            out.push(b'}');
-        }
-        _ => super::json::write(value, out),
-    }
-}
-
-fn show_struct(ty: TypeRef, members: &Map, out: &mut Vec<u8>) {
-    out.push(b'{');
-    show_members(ty, members, &mut true, out);
-    out.push(b'}');
-}
-
-fn show_members(ty: TypeRef, members: &Map, first: &mut bool, out: &mut Vec<u8>) {
-    let ty = ty.get();
-    let has_tags = ty.name.starts_with("io.k8s.apimachinery.");
-    for index in &ty.declared {
-        let field = &ty.fields[usize::from(*index)];
-        let value = members.get(field.json_name).unwrap_or(&Value::Null);
-        if !has_tags && field.kind == Kind::Message(object_meta()) && field.is_single() {
-            // Internal types embed their metadata.
-            show_members(object_meta(), value.as_map().unwrap_or(&Map::new()), first, out);
-            continue;
-        }
-        // The internal form of an object has no kind of its own.
-        if !has_tags && !ty.kinds.is_empty() && matches!(field.json_name, "apiVersion" | "kind") {
-            continue;
-        }
-        if has_tags && !field.always && (value.is_null() || field.omits(value)) {
-            continue;
-        }
-        if !*first {
-            out.push(b',');
-        }
-        *first = false;
-        let name = if has_tags { field.json_name.to_string() } else { go_field_name(field.json_name) };
-        super::json::write_str(&name, out);
-        out.push(b':');
-        show_json(Shape::Field(field), value, out);
-    }
-}
-
-/// Go's name of the field behind a JSON name.
-fn go_field_name(json_name: &str) -> String {
-    const INITIALS: &[&str] = &[
-        "api", "uid", "uri", "url", "ip", "id", "fs", "os", "tty", "csi", "ca", "cidr", "iqn", "pd", "wwid", "nfs", "rbd", "fc", "gce",
-        "aws",
-    ];
-    let word = json_name.bytes().take_while(|b| b.is_ascii_lowercase()).count();
-    let (head, rest) = json_name.split_at(word);
-    let (stem, plural) =
-        head.strip_suffix('s').filter(|h| !INITIALS.contains(&head) && INITIALS.contains(h)).map_or((head, ""), |h| (h, "s"));
-    if INITIALS.contains(&stem) {
-        return format!("{}{plural}{rest}", stem.to_uppercase());
-    }
-    let mut chars = json_name.chars();
-    chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
 }
 
 impl fmt::Debug for TypeRef {

@@ -16,10 +16,28 @@ pub fn parse(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     }
     let mut repeated = Vec::new();
     let seed = Node { input: bytes, repeated: &mut repeated, depth: 0 };
-    let value = seed
-        .deserialize(serde_yaml_ng::Deserializer::from_slice(bytes))
-        .map_err(|e| format!("error converting YAML to JSON: yaml: {e}"))?;
+    let value =
+        seed.deserialize(serde_yaml_ng::Deserializer::from_slice(bytes)).map_err(|e| format!("yaml: {}", explain(&e.to_string())))?;
     Ok((value, repeated))
+}
+
+/// libyaml's complaint the way Go's reader words it: the line the trouble is in, counted from where it is not the first.
+fn explain(error: &str) -> String {
+    let line_of = |text: &str| -> usize {
+        let digits = text.split_once(" at line ").map_or("", |(_, rest)| rest);
+        digits.split([' ', ',']).next().and_then(|n| n.parse().ok()).unwrap_or(1)
+    };
+    let (problem, context) = error.split_once(", while ").unwrap_or((error, ""));
+    let words = problem.split(" at line ").next().unwrap_or(problem);
+    let own = line_of(problem) - 1;
+    let around = if context.contains(" at line ") { line_of(context) - 1 } else { own };
+    let at = if around > 0 { around } else { own };
+    // The scanner stops before it counts the line.
+    let scans = context.starts_with("scanning") || words.ends_with("in this context");
+    match (at, scans) {
+        (0, _) => words.to_string(),
+        (at, scans) => format!("line {}: {words}", at + usize::from(scans)),
+    }
 }
 
 struct Node<'a> {

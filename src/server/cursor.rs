@@ -187,7 +187,11 @@ impl<'a> At<'a> {
     }
 
     pub fn duplicate(&self) {
-        self.complain(FieldReason::Duplicate, self.shown(), "");
+        self.duplicate_because("");
+    }
+
+    pub fn duplicate_because(&self, why: &str) {
+        self.complain(FieldReason::Duplicate, self.shown(), why);
     }
 
     pub fn not_found(&self, why: impl Into<String>) {

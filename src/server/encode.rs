@@ -93,7 +93,10 @@ impl Encoder<'_> {
                 list
             }
             View::Table(version) => {
-                let metadata = crate::value!({"resourceVersion": shown.str_at(&["metadata", "resourceVersion"])});
+                let mut metadata = Value::map();
+                if let Some(revision) = shown.at(&["metadata", "resourceVersion"]) {
+                    metadata.set(&["resourceVersion"], revision.clone());
+                }
                 let mut table = table::table(version, metadata, Some(self.row.strategy.columns()));
                 let row = table::row(&*self.row.strategy, stored, &shown, self.include, version, self.now);
                 table.set(&["rows"], Value::List(vec![row]));
@@ -105,7 +108,12 @@ impl Encoder<'_> {
     /// A tree that is not stored. Views are of objects of the row's own kind (a dry run's, say); anything else is plain.
     fn value(&self, value: &Value) -> Vec<u8> {
         let is_own = value.str_at(&["kind"]) == self.row.resource.kind;
-        if is_own { self.tree(&self.view_of(value, value.clone())) } else { self.tree(value) }
+        if !is_own {
+            return self.tree(value);
+        }
+        let mut stored = value.clone();
+        let stored = if self.row.to_stored(&mut stored).is_ok() { &stored } else { value };
+        self.tree(&self.view_of(stored, value.clone()))
     }
 
     fn list_metadata(list: &List) -> Value {

@@ -532,18 +532,31 @@ pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: &str) {
     }
 }
 
+/// Characters of all warnings of an answer; beyond that each is cut.
+const WARNINGS_MAX: usize = 4096;
+/// Characters of one warning, if there are that many.
+const WARNING_MAX: usize = 256;
+
 fn add_warnings(headers: &mut HeaderMap, warnings: Vec<String>) {
-    let mut said: Vec<String> = Vec::new();
+    let mut said: Vec<String> = Vec::with_capacity(warnings.len());
     for warning in warnings {
-        let clean: String = warning.chars().filter(|c| !c.is_control()).collect();
-        let quoted = clean.replace('\\', "\\\\").replace('"', "\\\"");
-        if said.contains(&quoted) {
-            continue;
+        if !warning.is_empty() && !said.contains(&warning) {
+            said.push(warning);
         }
+    }
+    let too_much = said.iter().map(|w| w.chars().count()).sum::<usize>() > WARNINGS_MAX;
+    let mut written = 0;
+    for warning in said {
+        if too_much && written >= WARNINGS_MAX {
+            break;
+        }
+        let part: String = warning.chars().take(if too_much { WARNING_MAX } else { usize::MAX }).collect();
+        written += part.chars().count();
+        let clean: String = part.chars().filter(|c| !c.is_control()).collect();
+        let quoted = clean.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
             headers.append(header::WARNING, value);
         }
-        said.push(quoted);
     }
 }
 

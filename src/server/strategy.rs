@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::api::client::{Client, Future, Transport};
 use crate::api::object::Object;
-use crate::api::request::{Options, Response, User};
+use crate::api::request::{Options, PatchType, Response, User};
 use crate::api::resource::Resource;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::time::Time;
@@ -216,6 +216,9 @@ pub enum NameRule {
     Label1035,
     /// A path segment: RBAC kinds.
     PathSegment,
+    /// Any path segment, and nothing about the metadata is wrong unless all else is right: what upstream asks of every kind
+    /// after the kind's own rules.
+    Unchecked,
     /// The kind's own: name, and whether it is a `generateName` prefix, in; messages out.
     Custom(fn(name: &str, is_prefix: bool) -> Vec<String>),
 }
@@ -371,6 +374,10 @@ pub trait Strategy: Send + Sync {
     fn validate_subresource_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         Vec::new()
     }
+    /// What the API server itself finds out about objects once this one is stored, for their status.
+    fn findings(&self, context: &Context, object: &Value) -> Vec<Finding> {
+        Vec::new()
+    }
     /// Last touches on the valid object.
     fn canonicalize(&self, object: &mut Value) {}
     /// Texts for `Warning` headers; `old` is absent for creates.
@@ -471,6 +478,18 @@ pub trait Strategy: Send + Sync {
     }
 }
 
+/// A condition the API server puts into an object's status.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    pub resource: &'static Resource,
+    pub name: String,
+    /// As whom it is said.
+    pub manager: &'static str,
+    /// Apply or merge: how upstream goes about it.
+    pub patch_type: PatchType,
+    pub condition: Value,
+}
+
 /// Where `/scale` finds its three values.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
@@ -513,7 +532,7 @@ pub fn count_generation(new: &mut Value, old: &Value) {
         let skip = ["apiVersion", "kind", "metadata", "status"];
         v.as_map().unwrap_or(&empty).iter().filter(|(k, v)| !skip.contains(k) && !v.is_null()).map(|(k, v)| (k, v.clone())).collect()
     };
-    if other(new) != other(old) {
+    if !crate::server::cursor::same(&Value::Map(other(new)), &Value::Map(other(old))) {
         let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0);
         new.set(&["metadata", "generation"], generation + 1);
     }

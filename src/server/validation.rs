@@ -58,6 +58,14 @@ pub fn subdomain(s: &str) -> Messages {
     messages
 }
 
+/// [`subdomain`] in the words of kinds that are validated declaratively, which let prefixes be.
+pub fn long_name(s: &str, is_prefix: bool) -> Messages {
+    if is_prefix {
+        return Messages::new();
+    }
+    subdomain(s).into_iter().map(|m| m.replace("253 characters", "253 bytes")).collect()
+}
+
 /// RFC 1123 label.
 pub fn label(s: &str) -> Messages {
     let mut messages = when(s.len() > 63, "must be no more than 63 characters");
@@ -114,7 +122,7 @@ pub fn label_value(s: &str) -> Messages {
 
 /// Keys of ConfigMaps and Secrets.
 pub fn config_key(s: &str) -> Messages {
-    let mut messages = when(s.len() > 253, "must be no more than 253 bytes");
+    let mut messages = when(s.len() > 253, "must be no more than 253 characters");
     let charset = !s.is_empty() && s.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'));
     if !charset {
         messages.push(CONFIG_KEY.to_string());
@@ -416,7 +424,7 @@ pub fn name(rule: NameRule, name: &str, is_prefix: bool) -> Messages {
         NameRule::Subdomain => subdomain(&masked),
         NameRule::Label => label(&masked),
         NameRule::Label1035 => label_1035(&masked),
-        NameRule::PathSegment => path_segment(name, is_prefix),
+        NameRule::PathSegment | NameRule::Unchecked => path_segment(name, is_prefix),
         NameRule::Custom(check) => check(name, is_prefix),
     }
 }
@@ -443,8 +451,9 @@ pub fn metadata(object: &Value, rule: NameRule, namespaced: bool) -> Vec<FieldEr
     labels(&mut errors, "metadata.labels", meta.at(&["labels"]));
     annotations(&mut errors, "metadata.annotations", meta.at(&["annotations"]));
     owner_references(&mut errors, meta.list_at(&["ownerReferences"]));
-    // Leases are the one early group without upstream's stricter rule.
-    let standard_only = object.str_at(&["apiVersion"]) != "coordination.k8s.io/v1";
+    // Kinds outside the main server, and leases, are without upstream's stricter rule.
+    let lax = ["coordination.k8s.io/v1", "apiregistration.k8s.io/v1", "apiextensions.k8s.io/v1"];
+    let standard_only = !lax.contains(&object.str_at(&["apiVersion"])) && !matches!(rule, NameRule::Unchecked);
     finalizers(&mut errors, meta.list_at(&["finalizers"]), standard_only);
     errors
 }

@@ -9,6 +9,7 @@ pub mod node_restriction;
 pub mod priority;
 pub mod runtime_class;
 pub mod service_account;
+pub mod storage_protection;
 pub mod taint_nodes;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
         Box::new(taint_nodes::TaintNodesByCondition),
         Box::new(priority::Priority),
         Box::new(default_tolerations::DefaultTolerationSeconds),
+        Box::new(storage_protection::StorageProtection),
         Box::new(runtime_class::RuntimeClass),
     ]
 }

@@ -77,7 +77,9 @@ impl Node {
             Node::Field(field) if field.map => (Shape::Map(Node::Element(field)), field.map_atomic),
             Node::Field(field) => {
                 let (shape, is_leaf) = shape_of(field.kind);
-                (shape, is_leaf || field.map_atomic)
+                // The one reference whose members have owners of their own.
+                let granular = field.json_name == "claimRef";
+                (shape, (is_leaf && !granular) || field.map_atomic)
             }
             Node::Element(field) => shape_of(field.kind),
             Node::Free => (Shape::Free, false),

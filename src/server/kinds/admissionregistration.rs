@@ -376,8 +376,12 @@ fn is_scheme(text: &str) -> bool {
 
 pub fn webhook_service(service: &At) {
     // Upstream takes the two for each other.
-    service.get("name").must();
-    service.get("namespace").must();
+    // Upstream takes one for the other.
+    for (missing, named) in [("namespace", "name"), ("name", "namespace")] {
+        if service.get(missing).is_empty() {
+            service.get(named).required("");
+        }
+    }
     let (port, path) = (service.get("port"), service.get("path"));
     let messages = validation::port_number(port.int());
     if !messages.is_empty() {

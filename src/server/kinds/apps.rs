@@ -4,6 +4,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::{Map, Value};
+use crate::server::cursor;
 use crate::server::kinds::core::{matches_selector, pod_defaults, pod_spec, print_selector};
 use crate::server::kinds::workload;
 use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_create, begin_update};
@@ -39,6 +40,7 @@ impl Strategy for Deployments {
     }
     /// Annotations are part of what the controller acts on: they count as a new generation.
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        pod_defaults::drop_disabled(new.make_map(&["spec", "template", "spec"]));
         begin_update(self, new, old);
         let annotations = |v: &Value| v.map_at(&["metadata", "annotations"]).cloned().unwrap_or_default();
         let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0);
@@ -69,7 +71,7 @@ impl Strategy for Deployments {
     }
     fn validate_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = self.validate(context, new);
-        validation::immutable(&mut errors, "spec.selector", new.at(&["spec", "selector"]), old.at(&["spec", "selector"]));
+        immutable_selector(&mut errors, new, old);
         errors
     }
     fn warnings(&self, _: &Context, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -127,6 +129,11 @@ impl Strategy for ReplicaSets {
         pod_defaults::drop_disabled(object.make_map(&["spec", "template", "spec"]));
         Ok(())
     }
+    fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        pod_defaults::drop_disabled(new.make_map(&["spec", "template", "spec"]));
+        begin_update(self, new, old);
+        Ok(())
+    }
     fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
         let empty = Value::map();
@@ -137,7 +144,7 @@ impl Strategy for ReplicaSets {
     }
     fn validate_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = self.validate(context, new);
-        validation::immutable(&mut errors, "spec.selector", new.at(&["spec", "selector"]), old.at(&["spec", "selector"]));
+        immutable_selector(&mut errors, new, old);
         errors
     }
     fn warnings(&self, _: &Context, new: &Value, old: Option<&Value>) -> Vec<String> {
@@ -309,6 +316,14 @@ fn status(object: &Value, counts: &[&str]) -> Vec<FieldError> {
     at_most("availableReplicas", "replicas", "status.replicas");
     at_most("availableReplicas", "readyReplicas", "readyReplicas");
     errors
+}
+
+/// What a workload selects never changes.
+fn immutable_selector(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
+    let (new, old) = (new.at(&["spec", "selector"]).unwrap_or(&Value::Null), old.at(&["spec", "selector"]));
+    cursor::part(errors, "io.k8s.apimachinery.pkg.apis.meta.v1.LabelSelector", "spec.selector", new, |selector| {
+        selector.immutable(&selector.over(old));
+    });
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub fn rows() -> Vec<Plain> {
         Plain {
             default: default_job,
             prepare: generate_selector,
+            prepare_update: |_, new, _| pod_defaults::drop_disabled(new.make_map(&["spec", "template", "spec"])),
             rules: job,
             status_rules: job_status,
             warnings: |new, old| {
@@ -53,6 +54,8 @@ pub fn rows() -> Vec<Plain> {
         Plain {
             generation: true,
             default: default_cron_job,
+            prepare: |_, o| drop_from_template(o),
+            prepare_update: |_, new, _| drop_from_template(new),
             rules: cron_job,
             warnings: cron_job_warnings,
             ..plain(
@@ -183,15 +186,29 @@ fn default_cron_job(object: &mut Value) {
 const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
 
 /// A job's pods are told apart by its own UID.
+fn drop_from_template(cron_job: &mut Value) {
+    const AT: [&str; 5] = ["spec", "jobTemplate", "spec", "template", "spec"];
+    if cron_job.at(&AT).is_some() {
+        pod_defaults::drop_disabled(cron_job.make_map(&AT));
+    }
+}
+
 fn generate_selector(_: &Context, job: &mut Value) {
     pod_defaults::drop_disabled(job.make_map(&["spec", "template", "spec"]));
     if job.bool_at(&["spec", "manualSelector"]) {
         return;
     }
     let (uid, name) = (job.str_at(&["metadata", "uid"]).to_string(), job.str_at(&["metadata", "name"]).to_string());
+    // Labels that were defaulted from those of the template are the template's, in upstream's memory: what one gets both get.
+    let own = job.at(&["metadata", "labels"]).filter(|l| l.as_map().is_some_and(|m| !m.is_empty()));
+    let shared = own.is_some() && own == job.at(&["spec", "template", "metadata", "labels"]);
     let labels = job.make_map(&["spec", "template", "metadata", "labels"]);
     for (key, value) in [("job-name", &name), ("batch.kubernetes.io/job-name", &name), ("controller-uid", &uid), (CONTROLLER_UID, &uid)] {
         labels.insert_default(key, value.as_str());
+    }
+    if shared {
+        let labels = labels.clone();
+        job.set(&["metadata", "labels"], labels);
     }
     job.make_map(&["spec", "selector", "matchLabels"]).insert_default(CONTROLLER_UID, uid);
 }
@@ -738,6 +755,9 @@ fn cron_job_warnings(new: &Value, old: Option<&Value>) -> Vec<String> {
     warnings
 }
 
+/// The names of the IANA time zone database.
+const ZONES: &str = include_str!("../../api/facts/zones.txt");
+
 fn time_zone(zone: &At) {
     let name = zone.str();
     if name.is_empty() {
@@ -752,6 +772,8 @@ fn time_zone(zone: &At) {
     }
     if name.eq_ignore_ascii_case("local") {
         zone.invalid("timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones");
+    } else if !ZONES.lines().any(|zone| zone == name) {
+        zone.invalid(format!("unknown time zone {name}"));
     }
 }
 

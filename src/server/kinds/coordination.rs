@@ -1,7 +1,7 @@
 //! Leases: heartbeats of nodes and locks of leader election.
 
 use crate::api::resource::{self, Resource};
-use crate::api::status::FieldError;
+use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
 use crate::server::strategy::{Column, Context, Strategy};
@@ -12,6 +12,21 @@ pub struct Leases;
 impl Strategy for Leases {
     fn resource(&self) -> &'static Resource {
         &resource::LEASES
+    }
+    /// Elections the control plane coordinates stand behind a gate that is off.
+    fn prepare_create(&self, _: &Context, object: &mut Value) -> Result<()> {
+        for field in ["strategy", "preferredHolder"] {
+            object.remove(&["spec", field]);
+        }
+        Ok(())
+    }
+    fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        for field in ["strategy", "preferredHolder"] {
+            if old.at(&["spec", field]).is_none() {
+                new.remove(&["spec", field]);
+            }
+        }
+        Ok(())
     }
     fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();

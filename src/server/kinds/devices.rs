@@ -9,13 +9,14 @@ use crate::server::cursor::{At, same};
 use crate::server::kinds::core::{amounts, pod_defaults, volumes};
 use crate::server::kinds::plain::{Cell, Plain, plain, string};
 use crate::server::kinds::policy::conditions;
-use crate::server::strategy::{Column, Context, restore};
+use crate::server::strategy::{Column, Context, NameRule, restore};
 use crate::server::validation;
 
 pub fn rows() -> Vec<Plain> {
     vec![
         Plain {
             rules: |new, _| device_class(&new.get("spec")),
+            name_rule: NameRule::Custom(validation::long_name),
             generation: true,
             returns_deleted: true,
             ..plain(&resource::DEVICECLASSES, const { &[Column::NAME, Column::AGE] }, &[Cell::Name, Cell::Age])
@@ -42,7 +43,10 @@ pub fn rows() -> Vec<Plain> {
                     volumes::template_metadata(&new.at(&["spec", "metadata"]));
                     claim_spec(&new.at(&["spec", "spec"]));
                 }
-                Some(old) => new.get("spec").immutable(&old.get("spec")),
+                Some(old) => {
+                    new.get("spec").immutable(&old.get("spec"));
+                    claim_spec(&new.at(&["spec", "spec"]));
+                }
             },
             returns_deleted: true,
             ..plain(&resource::RESOURCECLAIMTEMPLATES, const { &[Column::NAME, Column::AGE] }, &[Cell::Name, Cell::Age])
@@ -486,8 +490,7 @@ fn binding_conditions(at: &At) {
     for condition in failure.each().iter().filter(|c| binding.strings().contains(&c.str())) {
         condition.invalid("bindingFailureConditions must not overlap with bindingConditions");
     }
-    let nothing = Value::List(Vec::new());
-    let need = |list: &At, why: &str| list.push(FieldError::invalid(list.path.as_str(), nothing.clone(), why));
+    let need = |list: &At, why: &str| list.push(FieldError::invalid(list.path.as_str(), Value::Null, why));
     match (binding.is_empty(), failure.is_empty()) {
         (true, false) => need(&binding, "bindingConditions are required to use bindingFailureConditions"),
         (false, true) => need(&failure, "bindingFailureConditions are required to use bindingConditions"),

@@ -135,6 +135,12 @@ impl Strategy for EndpointSlices {
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
         drop_hostname(new);
         count_generation(new, old);
+        // Labels say which service a slice is of: they count too.
+        let labels = |o: &Value| o.map_at(&["metadata", "labels"]).filter(|m| !m.is_empty()).cloned();
+        let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0);
+        if labels(new) != labels(old) {
+            new.set(&["metadata", "generation"], generation + 1);
+        }
         Ok(())
     }
     fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {

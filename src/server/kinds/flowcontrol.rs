@@ -1,13 +1,16 @@
 //! Flow schemas and priority levels: who waits with whom, and how many are served at once.
 
+use crate::api::json::go_quote;
+use crate::api::request::PatchType;
 use crate::api::resource;
 use crate::api::value::Value;
 use crate::server::bootstrap;
 use crate::server::cursor::{At, same};
 use crate::server::kinds::core::pod_defaults;
 use crate::server::kinds::plain::{Cell, Plain, plain, string};
-use crate::server::strategy::Column;
+use crate::server::strategy::{Column, Context, Finding};
 use crate::server::validation;
+use crate::value;
 
 pub fn rows() -> Vec<Plain> {
     vec![
@@ -19,6 +22,11 @@ pub fn rows() -> Vec<Plain> {
                 }
             },
             rules: |new, _| flow_schema(new),
+            findings: |context, o| {
+                let level = o.str_at(&["spec", "priorityLevelConfiguration", "name"]);
+                let exists = context.access.get(&resource::PRIORITYLEVELCONFIGURATIONS, "", level).is_some();
+                dangling(context, o, exists).into_iter().collect()
+            },
             status_rules: |new, _| conditions(new),
             generation: true,
             ..plain(
@@ -49,6 +57,13 @@ pub fn rows() -> Vec<Plain> {
         Plain {
             default: default_priority_level,
             rules: |new, _| priority_level(new),
+            findings: |context, o| {
+                let name = o.str_at(&["metadata", "name"]);
+                let schemas = context.access.list(&resource::FLOWSCHEMAS, "");
+                let of_it = schemas.iter().map(crate::api::object::Object::value);
+                let of_it = of_it.filter(|s| s.str_at(&["spec", "priorityLevelConfiguration", "name"]) == name);
+                of_it.filter_map(|schema| dangling(context, &schema, true)).collect()
+            },
             status_rules: |new, _| conditions(new),
             generation: true,
             ..plain(
@@ -95,6 +110,29 @@ fn conditions(object: &At) {
 }
 
 const VERBS: [&str; 9] = ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+
+/// Whether a flow schema leads nowhere; nothing if it says so already.
+fn dangling(context: &Context, schema: &Value, exists: bool) -> Option<Finding> {
+    let level = go_quote(schema.str_at(&["spec", "priorityLevelConfiguration", "name"]));
+    let what = format!("This FlowSchema references the PriorityLevelConfiguration object named {level}");
+    let (status, reason, message) = match exists {
+        true => ("False", "Found", format!("{what} and it exists")),
+        false => ("True", "NotFound", format!("{what} but there is no such object")),
+    };
+    let known = schema
+        .list_at(&["status", "conditions"])
+        .iter()
+        .any(|c| c.str_at(&["type"]) == "Dangling" && c.str_at(&["status"]) == status && c.str_at(&["message"]) == message);
+    let now = context.now.truncated_to_seconds().to_string();
+    let condition = value!({"type": "Dangling", "status": status, "lastTransitionTime": now, "reason": reason, "message": message});
+    (!known).then(|| Finding {
+        resource: &resource::FLOWSCHEMAS,
+        name: schema.str_at(&["metadata", "name"]).to_string(),
+        manager: "api-priority-and-fairness-config-consumer-v1",
+        patch_type: PatchType::Apply,
+        condition,
+    })
+}
 
 fn flow_schema(schema: &At) {
     let spec = schema.get("spec");

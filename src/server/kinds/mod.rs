@@ -7,6 +7,7 @@ pub mod admissionregistration;
 pub mod apps;
 pub mod autoscaling;
 pub mod batch;
+pub mod certificates;
 pub mod coordination;
 pub mod core;
 pub mod devices;
@@ -46,6 +47,8 @@ pub fn rows(auth: &Arc<Auth>) -> Vec<Box<dyn Strategy>> {
         Box::new(apps::Deployments),
         Box::new(apps::ReplicaSets),
         Box::new(autoscaling::Autoscalers),
+        Box::new(certificates::SigningRequests),
+        Box::new(certificates::ApiServices),
     ];
     rows.extend(rbac::rows(auth));
     rows.extend(plain::rows());

@@ -9,7 +9,7 @@ use crate::server::kinds::apps::containers;
 use crate::server::kinds::core::{self, print_selector};
 use crate::server::kinds::{admissionregistration, batch, devices, flowcontrol, networking, none, policy, sets, storage};
 use crate::server::strategy::{
-    Column, Context, NameRule, Propagation, Selectable, Strategy, begin_create, begin_status_update, begin_update,
+    Column, Context, Finding, NameRule, Propagation, Selectable, Strategy, begin_create, begin_status_update, begin_update,
 };
 use crate::server::table;
 
@@ -46,6 +46,8 @@ pub struct Plain {
     pub rules: fn(&At, Option<&At>),
     /// What makes a new status valid: the new object and the old one.
     pub status_rules: fn(&At, &At),
+    /// What the API server finds out once an object is stored.
+    pub findings: fn(&Context, &Value) -> Vec<Finding>,
     /// Texts for `Warning` headers.
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     pub selectable: &'static [Selectable],
@@ -69,6 +71,7 @@ pub const fn plain(resource: &'static Resource, columns: &'static [Column], cell
         prepare_status: |_, _, _| {},
         rules: |_, _| {},
         status_rules: |_, _| {},
+        findings: |_, _| Vec::new(),
         warnings: |_, _| Vec::new(),
         selectable: &[],
         generation: false,
@@ -140,6 +143,9 @@ impl Strategy for Plain {
     }
     fn validate_status_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         cursor::validate(self.resource.type_ref(), new, |at| (self.status_rules)(at, &at.over(Some(old))))
+    }
+    fn findings(&self, context: &Context, object: &Value) -> Vec<Finding> {
+        (self.findings)(context, object)
     }
     fn warnings(&self, _: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         (self.warnings)(object, old)

@@ -36,7 +36,8 @@ pub fn rows() -> Vec<Plain> {
         },
         Plain {
             default: |o| o.make_map(&[]).insert_default("preemptionPolicy", "PreemptLowerPriority"),
-            generation: true,
+            // The first generation is the last: nothing counts on.
+            prepare: |_, o| o.set(&["metadata", "generation"], 1),
             acted_on: true,
             rules: priority_class,
             ..plain(

@@ -9,6 +9,7 @@ use crate::api::time::Time;
 use crate::api::value::Value;
 use crate::server::auth::rbac::{self, Rule};
 use crate::server::auth::{Attributes, Auth, quoted};
+use crate::server::cursor;
 use crate::server::strategy::{Column, Context, NameRule, Strategy};
 use crate::server::{table, validation};
 
@@ -144,7 +145,8 @@ impl Strategy for Bindings {
     fn validate_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = self.validate(context, new);
         if new.get("roleRef") != old.get("roleRef") {
-            errors.push(FieldError::invalid("roleRef", new.get("roleRef").cloned().unwrap_or_default(), "cannot change roleRef"));
+            let type_ref = self.resource().type_ref();
+            errors.extend(cursor::validate(type_ref, new, |at| at.get("roleRef").invalid("cannot change roleRef")));
         }
         errors
     }

@@ -22,6 +22,7 @@ pub fn rows() -> Vec<Plain> {
                 if old.at(&MAX_UNAVAILABLE).is_none() {
                     new.remove(&MAX_UNAVAILABLE);
                 }
+                pod_defaults::drop_disabled(new.make_map(&["spec", "template", "spec"]));
             },
             rules: stateful_set,
             status_rules: |new, old| {
@@ -62,7 +63,8 @@ pub fn rows() -> Vec<Plain> {
             default: default_daemon_set,
             prepare: |_, o| {
                 pod_defaults::drop_disabled(o.make_map(&["spec", "template", "spec"]));
-                o.make_map(&["metadata", "annotations"]).insert_default("deprecated.daemonset.template.generation", "1");
+                let generation: i64 = o.str_at(&TEMPLATE_GENERATION).parse().unwrap_or(0);
+                o.set(&TEMPLATE_GENERATION, generation.max(1).to_string());
             },
             prepare_update: count_template_generation,
             rules: daemon_set,
@@ -260,7 +262,7 @@ fn stateful_set_spec(set: &At, old: Option<&At>) {
     }
     let template = spec.get("template");
     if selects(&selector) != Selects::Unreadable {
-        if selects(&selector) == Selects::Some {
+        if selects(&selector) != Selects::Everything {
             workload::selector_matches(&selector, &template);
         }
         if old.is_none() || !same(template.value, old.expect("not none").at(&["spec", "template"]).value) {
@@ -305,6 +307,10 @@ fn not_over_100_percent(at: &At) {
 // --- daemon sets
 
 fn default_daemon_set(object: &mut Value) {
+    // Ever there, for whoever keeps track of fields.
+    if object.at(&TEMPLATE_GENERATION).is_none() {
+        object.set(&TEMPLATE_GENERATION, "0");
+    }
     let spec = object.make_map(&["spec"]);
     spec.insert_default("revisionHistoryLimit", 10);
     let strategy = spec.map_slot("updateStrategy");
@@ -319,13 +325,15 @@ fn default_daemon_set(object: &mut Value) {
     pod_defaults::template(spec.slot("template"));
 }
 
+const TEMPLATE_GENERATION: [&str; 3] = ["metadata", "annotations", "deprecated.daemonset.template.generation"];
+
 /// The generation of the template lives in an annotation since it left the spec.
 fn count_template_generation(_: &Context, new: &mut Value, old: &Value) {
-    const KEY: [&str; 3] = ["metadata", "annotations", "deprecated.daemonset.template.generation"];
-    let before: i64 = old.str_at(&KEY).parse().unwrap_or(1);
+    pod_defaults::drop_disabled(new.make_map(&["spec", "template", "spec"]));
+    let before: i64 = old.str_at(&TEMPLATE_GENERATION).parse().unwrap_or(1);
     let template = |o: &Value| o.at(&["spec", "template"]).cloned().unwrap_or_default();
     let changed = !same(&template(new), &template(old));
-    new.set(&KEY, (before + i64::from(changed)).to_string());
+    new.set(&TEMPLATE_GENERATION, (before + i64::from(changed)).to_string());
 }
 
 fn daemon_set(set: &At, old: Option<&At>) {

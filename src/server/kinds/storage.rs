@@ -47,6 +47,17 @@ pub fn rows() -> Vec<Plain> {
             returns_deleted: true,
             unconditional_update: false,
             default: default_csi_driver,
+            prepare: |_, o| drop(o.remove(&["spec", "preventPodSchedulingIfMissing"])),
+            prepare_update: |_, new, old| {
+                if old.at(&["spec", "preventPodSchedulingIfMissing"]).is_none() {
+                    new.remove(&["spec", "preventPodSchedulingIfMissing"]);
+                }
+                // Changes are counted from the first on.
+                if !same(new.at(&["spec"]).unwrap_or(&Value::Null), old.at(&["spec"]).unwrap_or(&Value::Null)) {
+                    let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0);
+                    new.set(&["metadata", "generation"], generation + 1);
+                }
+            },
             rules: csi_driver,
             ..plain(
                 &resource::CSIDRIVERS,
@@ -114,7 +125,16 @@ pub fn rows() -> Vec<Plain> {
             },
             ..plain(
                 &resource::VOLUMEATTACHMENTS,
-                const { &[Column::NAME, string("Attacher"), string("PV"), string("Node"), Column::new("Attached", "boolean"), Column::AGE] },
+                const {
+                    &[
+                        Column::NAME,
+                        Column { format: "name", ..string("Attacher") },
+                        string("PV"),
+                        string("Node"),
+                        Column::new("Attached", "boolean"),
+                        Column::AGE,
+                    ]
+                },
                 &[
                     Cell::Name,
                     Cell::Text(&["spec", "attacher"]),
@@ -146,12 +166,6 @@ pub fn rows() -> Vec<Plain> {
 }
 
 fn storage_class(class: &At, old: Option<&At>) {
-    if let Some(old) = old {
-        for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-            class.get(key).immutable(&old.get(key));
-        }
-        return;
-    }
     provisioner(&class.get("provisioner"));
     parameters(&class.get("parameters"), true);
     let reclaim = class.get("reclaimPolicy");
@@ -163,8 +177,14 @@ fn storage_class(class: &At, old: Option<&At>) {
     for (i, term) in topologies.iter().enumerate() {
         volumes::topology_term(term);
         let expressions = term.get("matchLabelExpressions");
-        if topologies[..i].iter().any(|t| same(t.get("matchLabelExpressions").value, expressions.value)) {
+        // Upstream compares with as many terms as there are, of which those yet to come are empty.
+        if expressions.is_empty() || topologies[..i].iter().any(|t| same(t.get("matchLabelExpressions").value, expressions.value)) {
             expressions.over(Some(&Value::Str(String::new()))).duplicate();
+        }
+    }
+    if let Some(old) = old {
+        for key in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
+            class.get(key).immutable(&old.get(key));
         }
     }
 }

@@ -83,7 +83,7 @@ pub(super) fn parse(request: &Request) -> Result<(Value, Vec<String>)> {
     let (config, repeated) = match &request.body {
         Body::Value(value) => (value.clone(), Vec::new()),
         Body::Json(bytes) | Body::Yaml(bytes) => {
-            yaml::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?
+            yaml::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {e}")))?
         }
         Body::Empty => (Value::Null, Vec::new()),
         Body::Protobuf(_) => return Err(Status::bad_request("an apply configuration is JSON or YAML")),

@@ -14,7 +14,8 @@ use super::update::Ownership;
 use super::{ATTEMPTS_MAX, add_effects, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
 use crate::server::pipeline::Pipeline;
 use crate::server::registry::Row;
-use crate::server::strategy::{Context, Operation};
+use crate::server::strategy::{Context, NameRule, Operation};
+use crate::server::validation;
 
 /// Tries at a free name for `generateName`, as upstream.
 const NAME_ATTEMPTS_MAX: usize = 8;
@@ -33,12 +34,15 @@ impl Pipeline {
         let dry_run = !request.options.dry_run.is_empty();
         let revision = value.str_at(&["metadata", "resourceVersion"]).to_string();
         if !dry_run
-            && !matches!(revision.as_str(), "" | "0")
+            && revision.parse::<u64>().is_ok_and(|r| r > 0)
             && row.strategy.review(&self.context(Operation::Create, &request), Value::Null).is_none()
         {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         wipe_system_metadata(&mut value);
+        if dry_run && !revision.is_empty() {
+            value.set(&["metadata", "resourceVersion"], revision);
+        }
         self.create_decoded(row, &request, value, Ownership::Track, warnings).await
     }
 
@@ -67,17 +71,23 @@ impl Pipeline {
                 said.push(not_acted_on(row));
             }
             if context.dry_run {
+                warnings.append(&mut said);
                 if self.store.get(&super::object_key(&object)).is_some() {
                     return Err(self.exists(row, request, &object));
                 }
-                warnings.append(&mut said);
-                return Ok(Response::Value { value: self.as_if_stored(row, &object), code: 201 });
+                let mut answer = self.as_if_stored(row, &object);
+                // A dry run's answer keeps what the client said.
+                if let Some(sent) = tree.at(&["metadata", "resourceVersion"]) {
+                    answer.set(&["metadata", "resourceVersion"], sent.clone());
+                }
+                return Ok(Response::Value { value: answer, code: 201 });
             }
             let key = super::object_key(&object);
             let mut batch = put_batch(&*row.strategy, key.clone(), Expect::Absent, &object, &tree);
             add_effects(&mut batch, context.take_effects(), &context.now.to_string());
             match self.store.write(batch).await {
                 Ok(Written { revisions, .. }) => {
+                    self.note_findings(row, &context, &tree).await;
                     warnings.append(&mut said);
                     let object = Object { revision: revisions[0], ..object };
                     return Ok(Response::Object { object, code: 201 });
@@ -85,6 +95,7 @@ impl Pipeline {
                 Err(Error::Conflict { key: lost, .. }) if lost == key => {
                     names += 1;
                     if !generated || names >= NAME_ATTEMPTS_MAX {
+                        warnings.append(&mut said);
                         let status = self.exists(row, request, &object);
                         return Err(if generated { status.retry_after(1) } else { status });
                     }
@@ -112,10 +123,15 @@ impl Pipeline {
         let is_stored = row.resource.verbs != ["create"];
         let mut errors = if is_stored { super::metadata_errors(row, &value) } else { Vec::new() };
         errors.extend(strategy.validate(context, &value));
+        if is_stored && errors.is_empty() {
+            errors = validation::metadata(&value, NameRule::Unchecked, row.resource.namespaced);
+        }
         if !errors.is_empty() {
-            return Err(Status::invalid(row.resource, value.str_at(&["metadata", "name"]), &errors));
+            return Err(Status::invalid(row.storage, value.str_at(&["metadata", "name"]), &errors));
         }
         strategy.canonicalize(&mut value);
+        // Reading it back would.
+        strategy.default(&mut value);
         self.admit_validating(context, &value, None)?;
         strategy.warnings(context, &value, None).into_iter().for_each(|w| context.warn(w));
         if let Some(answer) = strategy.review(context, value.clone()) {
@@ -209,7 +225,9 @@ fn fill_system_metadata(context: &Context, value: &mut Value) -> bool {
     let prefix = metadata.str("generateName").to_string();
     let generated = metadata.str("name").is_empty() && !prefix.is_empty();
     if generated {
-        metadata.insert("name", random_name(&prefix));
+        // No suffix makes an address a better one.
+        let is_fixed = context.resource.plural == "ipaddresses";
+        metadata.insert("name", if is_fixed { prefix } else { random_name(&prefix) });
     }
     generated
 }

@@ -34,6 +34,7 @@ impl Pipeline {
     pub(in crate::server) async fn delete(&self, mut request: Request, warnings: &mut Vec<String>) -> Result<Response> {
         let row = self.registry.row(request.resource);
         let options = delete_options(&request)?;
+        warnings.extend(orphans(row, &request, &options));
         request.options.dry_run = options.dry_run.clone();
         self.delete_one(row, &request, &options, warnings).await
     }
@@ -86,6 +87,7 @@ impl Pipeline {
     pub(in crate::server) async fn delete_collection(&self, mut request: Request, warnings: &mut Vec<String>) -> Result<Response> {
         let row = self.registry.row(request.resource);
         let options = delete_options(&request)?;
+        warnings.extend(orphans(row, &request, &options));
         request.options.dry_run = options.dry_run.clone();
         let read = Request { verb: Verb::List, options: Options { limit: None, ..request.options.clone() }, ..request.clone() };
         let Response::List(list) = self.list(&read)? else { return Err(Status::internal("a list answered something else")) };
@@ -94,8 +96,7 @@ impl Pipeline {
             let (namespace, name) = (object.namespace().to_string(), object.name().to_string());
             let one = Request { verb: Verb::Delete, namespace, name, ..request.clone() };
             match self.delete_one(row, &one, &options, warnings).await {
-                Ok(Response::Object { object, .. }) => items.push(object),
-                Ok(Response::Value { .. } | Response::List(_)) => items.push(object),
+                Ok(_) => items.push(object),
                 Err(status) if status.code == 404 => {}
                 Err(status) => return Err(status),
             }
@@ -127,6 +128,10 @@ fn decide(row: &Row, context: &Context, old: &Value, options: &DeleteOptions) ->
     }
     let is_deleting = old.at(&["metadata", "deletionTimestamp"]).is_some();
     let grace = strategy.grace_seconds(old, requested);
+    // Namespaces wait for what is in them to go, and hear of nothing else meanwhile.
+    if is_deleting && strategy.blocks_deletion(old) {
+        return Step::Nothing;
+    }
     if is_deleting {
         let left = old.i64_at(&["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0);
         return match grace {
@@ -181,6 +186,11 @@ fn count_generation(value: &mut Value) {
 /// The object's finalizers with those of the propagation policy added or taken away.
 fn wanted_finalizers(row: &Row, context: &Context, old: &Value, options: &DeleteOptions) -> Vec<Value> {
     let now: Vec<&str> = old.list_at(&["metadata", "finalizers"]).iter().filter_map(Value::as_str).collect();
+    if row.storage.plural == "events" {
+        // Nothing depends on an event.
+        let own = now.into_iter().filter(|f| !matches!(*f, ORPHAN | FOREGROUND));
+        return own.map(Value::from).collect();
+    }
     let has = |f: &str| now.contains(&f);
     let orphan = match (options.orphan, options.propagation.as_deref()) {
         (Some(orphan), _) => orphan,
@@ -231,16 +241,45 @@ fn removed(row: &Row, old: &Object, value: Value, context: &Context, revision: u
     Response::Value { value, code: 200 }
 }
 
+/// Deleting a job leaves its pods, unless told otherwise.
+fn orphans(row: &Row, request: &Request, options: &DeleteOptions) -> Option<String> {
+    let is_job = row.storage.group == "batch" && row.storage.plural == "jobs";
+    let by_default = options.propagation.is_none() && options.orphan.is_none();
+    (is_job && by_default && row.strategy.propagation(request.resource) == Propagation::Orphan).then(|| {
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set \
+         propagationPolicy=Orphan to suppress this warning"
+            .to_string()
+    })
+}
+
+/// Namespaces have words of their own for it.
+fn namespace_preconditions(row: &Row, old: &Object, options: &DeleteOptions) -> Result<()> {
+    let differ = |what: &str, wanted: &str, stored: &str| {
+        let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {stored}");
+        Err(Status::conflict(row.resource, old.name(), &why))
+    };
+    let revision = old.revision.to_string();
+    match (options.uid.as_deref(), options.revision.as_deref()) {
+        (Some(uid), _) if uid != old.uid() => differ("UID", uid, old.uid()),
+        (_, Some(wanted)) if wanted != revision => differ("ResourceVersion", wanted, &revision),
+        _ => Ok(()),
+    }
+}
+
 fn check_preconditions(row: &Row, old: &Object, options: &DeleteOptions) -> Result<()> {
     let conflict = |what: &str, wanted: &str, stored: &str, tail: &str| {
         let why = format!("the {what} in the precondition ({wanted}) does not match the {what} in record ({stored}). {tail}");
         let mut status = Status::conflict(row.resource, old.name(), &why);
-        status.message = format!("Operation cannot be fulfilled on {} \"{}\": {why}", row.resource.qualified_kind(), old.name());
+        status.message = format!("Operation cannot be fulfilled on {} \"{}\": {why}", row.storage.qualified_kind(), old.name());
         if let Some(details) = &mut status.details {
-            details.kind = row.resource.kind.to_string();
+            details.kind = row.storage.kind.to_string();
+            details.group = row.storage.group.to_string();
         }
         status
     };
+    if row.storage.group.is_empty() && row.storage.plural == "namespaces" {
+        return namespace_preconditions(row, old, options);
+    }
     if let Some(uid) = options.uid.as_deref().filter(|u| *u != old.uid()) {
         return Err(conflict("UID", uid, old.uid(), "The object might have been deleted and then recreated"));
     }

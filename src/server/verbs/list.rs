@@ -45,7 +45,7 @@ impl Filter {
             let is_known =
                 matches!(term.field.as_str(), "metadata.name" | "metadata.namespace") || known.iter().any(|s| s.label == term.field);
             if !is_known {
-                return Err(Status::bad_request(unknown_field(&term.field, known)));
+                return Err(Status::bad_request(unknown_field(row, &term.field, known)));
             }
         }
         let name = fields.required("metadata.name").map(str::to_string);
@@ -96,11 +96,12 @@ fn is_doubled(name: &Option<String>, namespace: &Option<String>, term: &crate::a
     pinned.as_ref() != Some(&term.value)
 }
 
-fn unknown_field(field: &str, known: &[Selectable]) -> String {
-    if known.is_empty() {
-        format!("\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
-    } else {
-        format!("field label not supported: {field}")
+fn unknown_field(row: &Row, field: &str, known: &[Selectable]) -> String {
+    match (row.resource.group, row.resource.kind) {
+        _ if known.is_empty() => format!("\"{field}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+        ("batch", "Job") => format!("field label \"{field}\" not supported for Job"),
+        ("resource.k8s.io", kind) => format!("field label not supported for {}, Kind={kind}: {field}", row.resource.api_version()),
+        _ => format!("field label not supported: {field}"),
     }
 }
 

@@ -11,8 +11,9 @@ pub(in crate::server) mod watch;
 
 use bytes::Bytes;
 
+use crate::api::client::Transport;
 use crate::api::object::Object;
-use crate::api::request::{Body, Options, Request};
+use crate::api::request::{Body, Options, PatchType, Request, User, Verb};
 use crate::api::resource::Resource;
 use crate::api::schema::{self, TypeRef};
 use crate::api::status::{FieldError, Result, Status};
@@ -20,8 +21,9 @@ use crate::api::value::Value;
 use crate::api::{json, protobuf, yaml};
 use crate::store::{self, Batch, Check, Expect, Put};
 
+use super::pipeline::Pipeline;
 use super::registry::Row;
-use super::strategy::{Context, Effect, Strategy};
+use super::strategy::{Context, Effect, NameRule, Strategy};
 use super::validation;
 
 /// How often a write is tried anew when others get in between.
@@ -71,13 +73,12 @@ fn decode(ty: TypeRef, api_version: &str, kind: &str, body: &Body, options: &Opt
     let mut texts = Vec::new();
     let mut value = match body {
         Body::Empty => return Err(unrecognized(kind, "couldn't get version/kind; json parse error: unexpected end of JSON input", b"")),
-        Body::Json(bytes) => decode_json(ty, kind, bytes, &mut texts)?,
+        Body::Json(bytes) => decode_json(ty, api_version, kind, bytes, &mut texts)?,
         Body::Yaml(bytes) => {
             let (mut value, duplicates) = yaml::parse(bytes).map_err(|e| unrecognized(kind, &e, bytes))?;
-            check_kind(&value, api_version, kind)?;
+            check_kind(&value, api_version, kind, bytes)?;
             texts = duplicates;
-            let unknown =
-                json::conform(ty, &mut value).map_err(|e| unhandled(&value_kind(bytes, kind), version_of(api_version), kind, &e))?;
+            let unknown = json::conform(ty, &mut value).map_err(|e| unhandled(kind, version_of(api_version), kind, &e))?;
             texts.extend(unknown);
             value
         }
@@ -85,10 +86,13 @@ fn decode(ty: TypeRef, api_version: &str, kind: &str, body: &Body, options: &Opt
         Body::Value(value) => {
             let mut value = value.clone();
             texts = json::conform(ty, &mut value).map_err(|e| unhandled(kind, version_of(api_version), kind, &e))?;
+            check_kind(&value, api_version, kind, b"")?;
             value
         }
     };
-    check_kind(&value, api_version, kind)?;
+    if let Body::Json(bytes) = body {
+        check_kind(&value, api_version, kind, bytes)?;
+    }
     if !matches!(value, Value::Map(_)) {
         value = Value::map();
     }
@@ -107,18 +111,18 @@ fn field_validation(options: &Options, texts: Vec<String>, refuse: impl Fn(&str)
     }
 }
 
-fn decode_json(ty: TypeRef, kind: &str, bytes: &Bytes, texts: &mut Vec<String>) -> Result<Value> {
+fn decode_json(ty: TypeRef, api_version: &str, kind: &str, bytes: &Bytes, texts: &mut Vec<String>) -> Result<Value> {
     match json::decode(ty, bytes) {
         Ok((value, unknown)) => {
             *texts = unknown;
             Ok(value)
         }
-        Err(error) => Err(explain(kind, bytes, &error)),
+        Err(error) => Err(explain(api_version, kind, bytes, &error)),
     }
 }
 
 /// Tells a body that is no JSON object with a kind from one whose fields have wrong types.
-fn explain(kind: &str, bytes: &[u8], error: &str) -> Status {
+fn explain(api_version: &str, kind: &str, bytes: &[u8], error: &str) -> Status {
     const HEAD: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
     let json_error = |e: &str| unrecognized(kind, &format!("couldn't get version/kind; json parse error: {e}"), bytes);
     let tree = match json::parse(bytes) {
@@ -140,13 +144,12 @@ fn explain(kind: &str, bytes: &[u8], error: &str) -> Status {
             return json_error(&format!("json: cannot unmarshal {} into Go struct field .{field} of type string", type_name(v)));
         }
     }
+    if let Err(other) = check_kind(&tree, api_version, kind, bytes) {
+        return other;
+    }
     let sent = tree.str_at(&["kind"]);
     let version = tree.str_at(&["apiVersion"]);
     unhandled(if sent.is_empty() { kind } else { sent }, if version.is_empty() { "v1" } else { version_of(version) }, kind, error)
-}
-
-fn value_kind(_bytes: &[u8], kind: &str) -> String {
-    kind.to_string()
 }
 
 fn version_of(api_version: &str) -> &str {
@@ -171,12 +174,12 @@ fn unrecognized(kind: &str, error: &str, bytes: &[u8]) -> Status {
 fn decode_protobuf(ty: TypeRef, api_version: &str, kind: &str, bytes: &Bytes) -> Result<Value> {
     let (sent_version, sent_kind, raw) = protobuf::open(bytes).map_err(|e| unrecognized(kind, &e, bytes))?;
     let head = crate::value!({"apiVersion": sent_version, "kind": sent_kind});
-    check_kind(&head, api_version, kind)?;
+    check_kind(&head, api_version, kind, bytes)?;
     protobuf::decode(ty, raw).map_err(|e| unhandled(kind, version_of(api_version), kind, &e))
 }
 
 /// The body's own idea of what it is must be the URL's; empty members take it over.
-fn check_kind(value: &Value, api_version: &str, kind: &str) -> Result<()> {
+fn check_kind(value: &Value, api_version: &str, kind: &str, bytes: &[u8]) -> Result<()> {
     let or = |text: &str, default: &str| if text.is_empty() { default.to_string() } else { text.to_string() };
     let sent_version = or(value.str_at(&["apiVersion"]), api_version);
     let sent_kind = or(value.str_at(&["kind"]), kind);
@@ -184,8 +187,7 @@ fn check_kind(value: &Value, api_version: &str, kind: &str) -> Result<()> {
         return Ok(());
     }
     if sent_version.matches('/').count() > 1 {
-        let shown = json::to_vec(value);
-        return Err(unrecognized(kind, &format!("unexpected GroupVersion string: {sent_version}"), &shown));
+        return Err(unrecognized(kind, &format!("unexpected GroupVersion string: {sent_version}"), bytes));
     }
     let version = version_of(&sent_version).to_string();
     if schema::type_of(&sent_version, &sent_kind).is_none() {
@@ -197,9 +199,34 @@ fn check_kind(value: &Value, api_version: &str, kind: &str) -> Result<()> {
         let why = format!("the API version in the data ({sent_version}) does not match the expected API version ({api_version})");
         return Err(Status::bad_request(why));
     }
-    let package = or(group(api_version).split('.').next().unwrap_or(""), "core");
+    // Events are of the core group, whoever serves them.
+    let group = group(api_version);
+    let package = match group.split('.').next() {
+        Some("" | "events") | None => "core",
+        Some(first) => first,
+    };
     let why = format!("converting ({version}.{sent_kind}) to ({package}.{kind}): unknown conversion");
     Err(unhandled(&sent_kind, &version, kind, &why))
+}
+
+impl Pipeline {
+    /// Says in the status of objects what follows from one that was just stored; a failure is no concern of who stored it.
+    async fn note_findings(&self, row: &Row, context: &Context, stored: &Value) {
+        for finding in row.strategy.findings(context, stored) {
+            let mut body = crate::value!({"apiVersion": (finding.resource.api_version()), "kind": (finding.resource.kind)});
+            body.set(&["metadata", "name"], finding.name.as_str());
+            body.set(&["status", "conditions"], Value::List(vec![finding.condition]));
+            let is_apply = finding.patch_type == PatchType::Apply;
+            let options =
+                Options { field_manager: Some(finding.manager.to_string()), force: is_apply.then_some(true), ..Options::default() };
+            let target = Request::new(&User::master(), Verb::Patch, finding.resource, "", &finding.name);
+            let subresource = "status".to_string();
+            let request = Request { subresource, options, patch_type: Some(finding.patch_type), body: Body::Value(body), ..target };
+            if let Err(status) = self.call(request).await {
+                tracing::debug!(%status.message, "a finding was not noted");
+            }
+        }
+    }
 }
 
 /// Decodes the body of a request for the main resource or a subresource that speaks the same kind.
@@ -350,16 +377,39 @@ fn put_batch(strategy: &dyn Strategy, key: Bytes, expect: Expect, object: &Objec
 
 /// What is wrong with a new object's metadata.
 fn metadata_errors(row: &Row, value: &Value) -> Vec<FieldError> {
-    validation::metadata(value, row.strategy.name_rule(), row.resource.namespaced)
+    match row.strategy.name_rule() {
+        NameRule::Unchecked => Vec::new(),
+        rule => validation::metadata(value, rule, row.resource.namespaced),
+    }
 }
 
 /// What is wrong with the change of an object's metadata. Upstream looks twice, in general and for the kind, and says so
 /// twice in the causes.
-fn metadata_update_errors(new: &Value, old: &Value) -> Vec<FieldError> {
+fn metadata_update_errors(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
+    const LOOKED_AT_ONCE: [&str; 12] = [
+        "mutatingadmissionpolicybindings",
+        "mutatingwebhookconfigurations",
+        "validatingadmissionpolicies",
+        "validatingwebhookconfigurations",
+        "endpointslices",
+        "flowschemas",
+        "prioritylevelconfigurations",
+        "poddisruptionbudgets",
+        "csinodes",
+        "volumeattachments",
+        "limitranges",
+        "persistentvolumes",
+    ];
     let mut errors = validation::metadata_update(new, old);
+    if matches!(row.strategy.name_rule(), NameRule::Unchecked) {
+        return errors;
+    }
+    let is_twice = !LOOKED_AT_ONCE.contains(&row.storage.plural);
     validation::labels(&mut errors, "metadata.labels", new.at(&["metadata", "labels"]));
     validation::annotations(&mut errors, "metadata.annotations", new.at(&["metadata", "annotations"]));
-    let again = errors.clone();
-    errors.extend(again);
+    if is_twice {
+        let again = errors.clone();
+        errors.extend(again);
+    }
     errors
 }

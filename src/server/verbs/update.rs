@@ -47,14 +47,15 @@ impl Pipeline {
         if self.store.get(&row.storage.key(&request.namespace, &request.name)).is_none() {
             return self.create_on_update(row, &request, value, warnings).await;
         }
-        if value.str_at(&["metadata", "resourceVersion"]).is_empty() && !row.strategy.unconditional_update() {
-            let why = FieldError::invalid("metadata.resourceVersion", 0i64, "must be specified for an update");
-            return Err(Status::invalid(row.resource, &request.name, &[why]));
-        }
+        let lacks_revision = value.str_at(&["metadata", "resourceVersion"]).is_empty() && !row.strategy.unconditional_update();
         let expected_uid = value.str_at(&["metadata", "uid"]).to_string();
         let make = |old: &Object| -> Result<Wanted> {
             if !expected_uid.is_empty() && expected_uid != old.uid() {
                 return Err(wrong_uid(row, &request, &expected_uid, old.uid()));
+            }
+            if lacks_revision {
+                let why = FieldError::invalid("metadata.resourceVersion", 0i64, "must be specified for an update");
+                return Err(Status::invalid_kind(row.storage.group, row.storage.plural, &request.name, &[why]));
             }
             Ok(Wanted { value: value.clone(), warnings: Vec::new(), ownership: Ownership::Track })
         };
@@ -147,19 +148,24 @@ impl Pipeline {
         restore_metadata(&mut value, old);
         match context.subresource.as_str() {
             "" | "scale" => strategy.prepare_update(context, &mut value, old)?,
-            "status" => strategy.prepare_status_update(context, &mut value, old)?,
+            "status" => {
+                strategy.prepare_status_update(context, &mut value, old)?;
+                keep_metadata(row, &mut value, old);
+            }
             _ => strategy.prepare_subresource_update(context, &mut value, old)?,
         }
-        let mut errors = super::metadata_update_errors(&value, old);
+        let mut errors = super::metadata_update_errors(row, &value, old);
         errors.extend(match context.subresource.as_str() {
             "" | "scale" => strategy.validate_update(context, &value, old),
             _ if is_status => strategy.validate_status_update(context, &value, old),
             _ => strategy.validate_subresource_update(context, &value, old),
         });
         if !errors.is_empty() {
-            return Err(Status::invalid(row.resource, &context.name, &errors));
+            return Err(Status::invalid(row.storage, &context.name, &errors));
         }
         strategy.canonicalize(&mut value);
+        // Reading it back would.
+        strategy.default(&mut value);
         if apply::differ_in_times_only(&value, old)
             && let Some(kept) = old.at(&["metadata", "managedFields"])
         {
@@ -191,7 +197,10 @@ impl Pipeline {
         let mut batch = put_batch(&*row.strategy, key.clone(), Expect::At(old.revision), &object, &value);
         add_effects(&mut batch, effects, &context.now.to_string());
         match self.store.write(batch).await {
-            Ok(Written { revisions, .. }) => Ok(Some(Response::Object { object: Object { revision: revisions[0], ..object }, code: 200 })),
+            Ok(Written { revisions, .. }) => {
+                self.note_findings(row, context, &value).await;
+                Ok(Some(Response::Object { object: Object { revision: revisions[0], ..object }, code: 200 }))
+            }
             Err(Error::Conflict { .. }) => Ok(None),
             Err(other) => Err(store_error(other)),
         }
@@ -278,9 +287,41 @@ fn restore_metadata(new: &mut Value, old: &Value) {
     }
 }
 
+/// Some kinds let a new status bring no new metadata along.
+fn keep_metadata(row: &Row, new: &mut Value, old: &Value) {
+    const ALL: [&str; 6] = ["deletionTimestamp", "generation", "labels", "annotations", "finalizers", "ownerReferences"];
+    let kept: &[&str] = match row.storage.plural {
+        "validatingadmissionpolicies"
+        | "flowschemas"
+        | "prioritylevelconfigurations"
+        | "servicecidrs"
+        | "volumeattachments"
+        | "resourceclaims" => &ALL,
+        "deployments" => &["labels"],
+        _ => return,
+    };
+    for field in kept {
+        match old.at(&["metadata", field]).cloned() {
+            Some(was) => new.set(&["metadata", field], was),
+            None => drop(new.remove(&["metadata", field])),
+        }
+    }
+}
+
 fn wrong_uid(row: &Row, request: &Request, sent: &str, stored: &str) -> Status {
-    let path =
-        [request.resource.plural, &request.namespace, &request.name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
+    // Where etcd would have it.
+    let place = match (row.storage.group, row.storage.plural) {
+        ("", "endpoints") => "services/endpoints",
+        ("", "services") => "services/specs",
+        ("", "replicationcontrollers") => "controllers",
+        ("", "nodes") => "minions",
+        ("networking.k8s.io", "ingresses") => "ingress",
+        ("apiextensions.k8s.io", _) => "apiextensions.k8s.io/customresourcedefinitions",
+        ("apiregistration.k8s.io", _) => "apiregistration.k8s.io/apiservices",
+        ("", "events") => "events",
+        (_, plural) => plural,
+    };
+    let path = [place, &request.namespace, &request.name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
     let why = format!(
         "StorageError: invalid object, Code: 4, Key: /registry/{path}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
          precondition: {sent}, UID in object meta: {stored}"
@@ -293,7 +334,9 @@ pub(super) fn parse_patch(request: &Request, patch_type: PatchType) -> Result<Va
     let patch = match &request.body {
         Body::Value(value) => value.clone(),
         Body::Json(bytes) => json::parse(bytes).map_err(|e| Status::bad_request(format!("{prefix}{e}")))?,
-        Body::Yaml(bytes) => yaml::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?.0,
+        Body::Yaml(bytes) => {
+            yaml::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding YAML: error converting YAML to JSON: {e}")))?.0
+        }
         Body::Empty => return Err(Status::bad_request(format!("{prefix}unexpected end of JSON input"))),
         Body::Protobuf(_) => return Err(Status::bad_request("a patch is JSON or YAML")),
     };

@@ -2,6 +2,7 @@
 
 use crate::api::quantity::Quantity;
 use crate::api::resource;
+use crate::api::schema;
 use crate::api::status::FieldError;
 use crate::api::value::{Map, Value};
 use crate::server::cursor::{At, same};
@@ -19,13 +20,10 @@ pub fn rows() -> Vec<Plain> {
         },
         prepare: |_, o| {
             o.set(&["status", "phase"], "Pending");
-            source_twice(o.make_map(&["spec"]));
+            source_twice(o.make_map(&["spec"]), None);
         },
         prepare_update: |_, new, old| {
-            if old.at(&["spec", "dataSource"]).is_some() && old.at(&["spec", "dataSourceRef"]).is_none() {
-                return;
-            }
-            source_twice(new.make_map(&["spec"]));
+            source_twice(new.make_map(&["spec"]), Some(old));
         },
         rules: |new, old| {
             spec(&new.get("spec"), old.map(|o| o.get("spec")).as_ref());
@@ -91,25 +89,27 @@ pub fn default_template(claim: &mut Map) {
     default_spec(claim.map_slot("spec"));
 }
 
+/// Sources in `dataSource` that are no claims or snapshots never counted and are dropped from old clients' requests. Then
 /// `dataSource` is what `dataSourceRef` was before it could name other namespaces: each fills the other in.
-fn source_twice(spec: &mut Map) {
+fn source_twice(spec: &mut Map, old: Option<&Value>) {
     let get = |spec: &Map, key: &str| spec.get(key).filter(|v| !v.is_null()).cloned();
+    let had_source = old.is_some_and(|o| ["dataSource", "dataSourceRef"].iter().any(|key| o.at(&["spec", key]).is_some()));
+    let fits = |source: &Value| {
+        let (kind, group) = (source.str_at(&["kind"]), source.str_at(&["apiGroup"]));
+        matches!((kind, group), ("PersistentVolumeClaim", "") | ("VolumeSnapshot", "snapshot.storage.k8s.io"))
+    };
+    // Sources in other namespaces stand behind a gate that is off.
+    if !had_source && get(spec, "dataSourceRef").is_some_and(|r| !r.str_at(&["namespace"]).is_empty()) {
+        spec.remove("dataSourceRef");
+    }
+    if !had_source && get(spec, "dataSourceRef").is_none() && get(spec, "dataSource").is_some_and(|s| !fits(&s)) {
+        spec.remove("dataSource");
+    }
     match (get(spec, "dataSource"), get(spec, "dataSourceRef")) {
-        (Some(source), None) => {
-            spec.insert("dataSourceRef", source);
-        }
-        (None, Some(reference)) if reference.str_at(&["namespace"]).is_empty() => {
-            let group = reference.str_at(&["apiGroup"]).to_string();
-            let known = match reference.str_at(&["kind"]) {
-                "PersistentVolumeClaim" => group.is_empty(),
-                "VolumeSnapshot" => group == "snapshot.storage.k8s.io",
-                _ => false,
-            };
-            if known {
-                let mut source = reference;
-                source.remove(&["namespace"]);
-                spec.insert("dataSource", source);
-            }
+        (Some(source), None) => drop(spec.insert("dataSourceRef", source)),
+        (None, Some(mut reference)) if reference.str_at(&["namespace"]).is_empty() => {
+            reference.remove(&["namespace"]);
+            spec.insert("dataSource", reference);
         }
         _ => {}
     }
@@ -204,7 +204,9 @@ fn update(claim: &At, old: &At) {
         set(&mut new, &["volumeAttributesClassName"], was.value.at(&["volumeAttributesClassName"]));
     }
     if !same(&new, &before) {
-        spec.forbidden("spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims");
+        const WHY: &str = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
+        let ty = schema::type_named("io.k8s.api.core.v1.PersistentVolumeClaimSpec").expect("named from the table");
+        spec.forbidden(format!("{WHY}\n{}", schema::diff(ty, &before, &new, None)));
     }
     let amount = |at: &At, path: &[&str]| at.at(path).quantity().unwrap_or_else(|| Quantity::new(0));
     let (size, old_size) = (amount(&spec, &STORAGE), amount(&was, &STORAGE));

@@ -4,6 +4,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
+use crate::server::cursor;
 use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy};
 use crate::server::{table, validation};
 
@@ -69,35 +70,49 @@ impl Strategy for Events {
         }
     }
     fn validate(&self, context: &Context, event: &Value) -> Vec<FieldError> {
-        if context.resource.group.is_empty() { legacy(event) } else { strict(event) }
-    }
-    fn validate_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
-        if context.resource.group.is_empty() {
-            return legacy(new);
-        }
-        let mut errors = strict(new);
-        for (member, field) in [
-            ("involvedObject", "involvedObject"),
-            ("reason", "reason"),
-            ("message", "message"),
-            ("source", "source"),
-            ("firstTimestamp", "firstTimestamp"),
-            ("lastTimestamp", "lastTimestamp"),
-            ("count", "count"),
-            ("type", "type"),
-            ("eventTime", "eventTime"),
-            ("action", "action"),
-            ("related", "related"),
-            ("reportingComponent", "reportingController"),
-            ("reportingInstance", "reportingInstance"),
-        ] {
-            validation::immutable(&mut errors, field, new.get(member), old.get(member));
+        let mut errors = legacy(context, event);
+        if !context.resource.group.is_empty() {
+            errors.extend(validation::metadata(event, NameRule::Subdomain, true));
+            strict(&mut errors, event);
         }
         errors
     }
-    /// The core API takes any name; events.k8s.io checks it in [`strict`].
+    fn validate_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = legacy(context, new);
+        if context.resource.group.is_empty() {
+            return errors;
+        }
+        let metadata = validation::metadata_update(new, old);
+        errors.extend(metadata);
+        if new.at(&["series"]) != old.at(&["series"]) {
+            series(&mut errors, new);
+        }
+        errors.extend(cursor::validate(self.resource().type_ref(), new, |event| {
+            for (member, field) in [
+                ("involvedObject", "involvedObject"),
+                ("reason", "reason"),
+                ("message", "message"),
+                ("source", "source"),
+                ("firstTimestamp", "firstTimestamp"),
+                ("lastTimestamp", "lastTimestamp"),
+                ("count", "count"),
+                ("reason", "reason"),
+                ("type", "type"),
+                ("eventTime", "eventTime"),
+                ("action", "action"),
+                ("related", "related"),
+                ("reportingComponent", "reportingController"),
+                ("reportingInstance", "reportingInstance"),
+            ] {
+                let at = event.get(member);
+                at.called(field).immutable(&at.over(old.get(member)));
+            }
+        }));
+        errors
+    }
+    /// The core API checks no metadata of its own; events.k8s.io does so among its rules.
     fn name_rule(&self) -> NameRule {
-        NameRule::PathSegment
+        NameRule::Unchecked
     }
     fn ttl_seconds(&self, _: &Value) -> Option<u32> {
         Some(3600)
@@ -137,48 +152,58 @@ fn rename<'a>(object: &mut Value, pairs: impl Iterator<Item = (&'a str, &'a str)
     }
 }
 
-/// The namespace of an event is that of what it is about; events about cluster-scoped objects live in `default`.
-fn namespace_matches(errors: &mut Vec<FieldError>, event: &Value) {
+/// What every event must be, in whichever API it came.
+fn legacy(context: &Context, event: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
     let (own, about) = (event.str_at(&["metadata", "namespace"]), event.str_at(&["involvedObject", "namespace"]));
-    let fits = if about.is_empty() { matches!(own, "default" | "kube-system") } else { own == about };
+    let is_new = event.at(&["eventTime"]).is_some();
+    // Events about cluster-scoped objects live in `default`.
+    let fits = match (is_new, about) {
+        (false, "") => matches!(own, "" | "default"),
+        (false, about) => own == about,
+        (true, "") => matches!(own, "default" | "kube-system"),
+        (true, _) => true,
+    };
     if !fits {
         errors.push(FieldError::invalid("involvedObject.namespace", about, "does not match event.namespace"));
     }
-}
-
-fn legacy(event: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    namespace_matches(&mut errors, event);
-    if event.at(&["eventTime"]).is_some() {
-        reported(&mut errors, event, "reportingComponent");
+    if is_new {
+        reported(&mut errors, event, if context.resource.group.is_empty() { "reportingComponent" } else { "reportingController" });
     }
     errors
 }
 
-fn strict(event: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    namespace_matches(&mut errors, event);
-    let name = event.str_at(&["metadata", "name"]);
-    if !name.is_empty() {
-        validation::invalid(&mut errors, "metadata.name", name, validation::subdomain(name));
-    }
-    match event.at(&["eventTime"]) {
-        None => errors.push(FieldError::required("eventTime", "")),
-        Some(_) => reported(&mut errors, event, "reportingController"),
+/// What events.k8s.io asks of new events beyond that.
+fn strict(errors: &mut Vec<FieldError>, event: &Value) {
+    series(errors, event);
+    if event.at(&["eventTime"]).is_none() {
+        errors.push(FieldError::required("eventTime", ""));
     }
     let kind = event.str_at(&["type"]);
     if !matches!(kind, "Normal" | "Warning") {
         errors.push(FieldError::invalid("type", "", format!("has invalid value: {kind}")));
     }
-    if let Some(series) = event.at(&["series"]) {
-        if series.i64_at(&["count"]).unwrap_or(0) < 2 {
-            errors.push(FieldError::invalid("series.count", "", "should be at least 2"));
-        }
-        if series.at(&["lastObservedTime"]).is_none() {
-            errors.push(FieldError::required("series.lastObservedTime", ""));
+    let source = ["component", "host"].iter().any(|m| !event.str_at(&["source", m]).is_empty());
+    for (field, is_set) in [
+        ("firstTimestamp", event.at(&["firstTimestamp"]).is_some()),
+        ("lastTimestamp", event.at(&["lastTimestamp"]).is_some()),
+        ("count", event.i64_at(&["count"]).unwrap_or(0) != 0),
+        ("source", source),
+    ] {
+        if is_set {
+            errors.push(FieldError::invalid(field, "", "needs to be unset"));
         }
     }
-    errors
+}
+
+fn series(errors: &mut Vec<FieldError>, event: &Value) {
+    let Some(series) = event.at(&["series"]) else { return };
+    if series.i64_at(&["count"]).unwrap_or(0) < 2 {
+        errors.push(FieldError::invalid("series.count", "", "should be at least 2"));
+    }
+    if series.at(&["lastObservedTime"]).is_none() {
+        errors.push(FieldError::required("series.lastObservedTime", ""));
+    }
 }
 
 fn reported(errors: &mut Vec<FieldError>, event: &Value, controller_field: &str) {

@@ -7,6 +7,8 @@ pub mod events;
 pub mod namespaces;
 pub mod nodes;
 pub mod pod_defaults;
+pub mod pod_env;
+pub mod pod_security;
 pub mod pod_spec;
 pub mod pod_update;
 pub mod pod_warnings;

@@ -4,6 +4,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
+use crate::server::cursor;
 use crate::server::kinds::none;
 use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_status_update, restore};
 use crate::server::{table, validation};
@@ -42,6 +43,9 @@ impl Strategy for Nodes {
     }
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
         restore(new, old, "status");
+        if old.at(&["spec", "configSource"]).is_none() {
+            new.remove(&["spec", "configSource"]);
+        }
         Ok(())
     }
     fn prepare_status_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
@@ -62,6 +66,8 @@ impl Strategy for Nodes {
     }
     fn validate_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
+        // As a node, and as a changed one.
+        taints(&mut errors, new);
         taints(&mut errors, new);
         let changed = |key: &str| {
             let (was, is) = (old.at(&["spec", key]), new.at(&["spec", key]));
@@ -72,6 +78,9 @@ impl Strategy for Nodes {
                 let why = format!("node updates may not change {shown} except from \"\" to valid");
                 errors.push(FieldError::forbidden(path, why));
             }
+        }
+        if new.str_at(&["spec", "externalID"]) != old.str_at(&["spec", "externalID"]) {
+            errors.push(FieldError::forbidden("spec.externalID", "may not be updated"));
         }
         errors
     }
@@ -166,9 +175,9 @@ fn taints(errors: &mut Vec<FieldError>, node: &Value) {
             _ => validation::one_of(errors, &format!("{at}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]),
         }
         if seen.contains(&(key, effect)) {
-            let mut error = FieldError::duplicate(at, taint.clone());
-            error.detail = "taints must be unique by key and effect pair".to_string();
-            errors.push(error);
+            cursor::part(errors, "io.k8s.api.core.v1.Taint", &at, taint, |taint| {
+                taint.duplicate_because("taints must be unique by key and effect pair");
+            });
         }
         seen.push((key, effect));
     }

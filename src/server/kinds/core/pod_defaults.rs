@@ -25,18 +25,44 @@ pub fn template(template: &mut Value) {
     pod_spec(template.make_map(&["spec"]));
 }
 
-/// The image tag decides: `latest`, or none at all, is pulled always.
+/// The image tag decides: `latest`, or none at all, is pulled always. What is no image reference has no tag.
 pub fn pull_policy(image: &str) -> &'static str {
-    let after_slash = image.rsplit('/').next().unwrap_or(image);
-    if after_slash.contains('@') {
-        // A digest without a tag pins the image; with a tag the tag still decides.
-        let name = after_slash.split('@').next().unwrap_or("");
-        return if name.ends_with(":latest") { "Always" } else { "IfNotPresent" };
+    let (rest, digest) = image.split_once('@').map_or((image, None), |(rest, digest)| (rest, Some(digest)));
+    let slash = rest.rfind('/').map_or(0, |i| i + 1);
+    let (name, tag) = match rest[slash..].rfind(':') {
+        Some(colon) => (&rest[..slash + colon], Some(&rest[slash + colon + 1..])),
+        None => (rest, None),
+    };
+    let tagged = |tag: &str| {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+        (1..=128).contains(&tag.len()) && !tag.starts_with(['.', '-']) && tag.bytes().all(inner)
+    };
+    let digested = |digest: &str| digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && hex.len() >= 32);
+    if !is_repository(name) || !tag.is_none_or(tagged) || !digest.is_none_or(digested) {
+        return "IfNotPresent";
     }
-    match after_slash.split_once(':') {
-        None | Some((_, "latest")) => "Always",
-        Some(_) => "IfNotPresent",
+    match (tag, digest) {
+        (None, None) | (Some("latest"), _) => "Always",
+        _ => "IfNotPresent",
     }
+}
+
+/// `[domain/]path/to/name` of an image reference.
+fn is_repository(name: &str) -> bool {
+    let (domain, path) = match name.split_once('/') {
+        Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase()) => {
+            (Some(first), rest)
+        }
+        _ => (None, name),
+    };
+    let is_domain =
+        |d: &str| !d.is_empty() && d.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b':' | b'-' | b'[' | b']'));
+    let is_part = |part: &str| {
+        let b = part.as_bytes();
+        let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !b.is_empty() && edge(b[0]) && edge(b[b.len() - 1]) && b.iter().all(|c| edge(*c) || matches!(c, b'.' | b'_' | b'-'))
+    };
+    domain.is_none_or(is_domain) && path.split('/').all(is_part)
 }
 
 /// Runs `f` over the maps of the list `key`, if there is one.

@@ -6,31 +6,68 @@ use std::collections::HashSet;
 use crate::api::quantity::Quantity;
 use crate::api::status::FieldError;
 use crate::api::value::{Map, Value};
-use crate::server::cursor;
-use crate::server::kinds::core::{amounts, volumes as sources};
-use crate::server::validation::{self as check, between, invalid, invalid_number, non_negative, one_of};
+use crate::server::cursor::{self, At};
+use crate::server::kinds::core::{amounts, pod_env, pod_security, volumes as sources};
+use crate::server::validation::{self as check, invalid, invalid_number, non_negative, one_of};
+use crate::value;
 
 type Errors = Vec<FieldError>;
 
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 
+/// A new pod.
 pub fn pod(pod: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let empty = Value::map();
-    let body = pod.get("spec").unwrap_or(&empty);
-    spec(&mut errors, "spec", body);
-    if pod.at(&["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() && body.str_at(&["nodeName"]).is_empty() {
-        let at = "metadata.annotations[kubernetes.io/config.mirror]";
-        let value = pod.str_at(&["metadata", "annotations", "kubernetes.io/config.mirror"]);
-        errors.push(FieldError::invalid(at, value, "must set spec.nodeName if mirror pod annotation is set"));
-    }
-    if !body.list_at(&["ephemeralContainers"]).is_empty() {
+    let mut errors = any_pod(pod);
+    if !pod.list_at(&["spec", "ephemeralContainers"]).is_empty() {
         errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
     }
-    if !body.list_at(&["schedulingGates"]).is_empty() && !body.str_at(&["nodeName"]).is_empty() {
+    if !pod.list_at(&["spec", "schedulingGates"]).is_empty() && !pod.str_at(&["spec", "nodeName"]).is_empty() {
         errors.push(FieldError::forbidden("spec.nodeName", "cannot be set until all schedulingGates have been cleared"));
     }
     errors
+}
+
+/// A pod, new or not.
+pub fn any_pod(pod: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let empty = Value::map();
+    let body = pod.get("spec").unwrap_or(&empty);
+    annotations(&mut errors, pod);
+    spec(&mut errors, "spec", body);
+    if body.str_at(&["serviceAccountName"]).is_empty() {
+        for (v, volume) in body.list_at(&["volumes"]).iter().enumerate() {
+            for (i, source) in volume.list_at(&["projected", "sources"]).iter().enumerate() {
+                if source.at(&["serviceAccountToken"]).is_some() {
+                    let at = format!("spec.volumes[{v}].projected.sources[{i}].serviceAccountToken");
+                    errors.push(FieldError::forbidden(at, "must not be specified when serviceAccountName is not set"));
+                }
+            }
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        for (i, c) in body.list_at(&[list]).iter().enumerate() {
+            padded(&mut errors, &format!("spec.{list}[{i}].image"), c.str_at(&["image"]));
+        }
+    }
+    errors
+}
+
+/// Annotations that mean something.
+fn annotations(errors: &mut Errors, pod: &Value) {
+    let at = |key: &str| format!("metadata.annotations[{key}]");
+    let said = |key: &str| pod.at(&["metadata", "annotations", key]).and_then(Value::as_str);
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+    if let Some(value) = said(MIRROR).filter(|_| pod.str_at(&["spec", "nodeName"]).is_empty()) {
+        errors.push(FieldError::invalid(at(MIRROR), value, "must set spec.nodeName if mirror pod annotation is set"));
+    }
+    // As Go reads it, with a sign but without leading zeros.
+    if let Some(cost) = said(COST) {
+        let digits = cost.strip_prefix('-').unwrap_or(cost);
+        if cost.parse::<i32>().is_err() || cost.starts_with('+') || (digits.starts_with('0') && digits != "0") {
+            errors.push(FieldError::invalid(at(COST), cost, "must be a 32bit integer"));
+        }
+    }
 }
 
 /// `at` is the path of the template, such as `spec.template`.
@@ -49,180 +86,509 @@ pub fn template(errors: &mut Errors, at: &str, template: &Value) {
 /// What all containers are checked against.
 struct Surroundings<'a> {
     spec: &'a Value,
-    host_network: bool,
     volumes: Vec<(&'a str, &'a Value)>,
-    claims: Vec<&'a str>,
     grace_seconds: i64,
-    is_template: bool,
 }
 
 fn spec(errors: &mut Errors, at: &str, spec: &Value) {
-    let text = |key: &str| spec.str_at(&[key]);
+    cursor::part(errors, "io.k8s.api.core.v1.PodSpec", at, spec, |at| body(at, spec));
+}
+
+fn body(at: &At, spec: &Value) {
     let around = Surroundings {
         spec,
-        host_network: spec.bool_at(&["hostNetwork"]),
         volumes: spec.list_at(&["volumes"]).iter().map(|v| (v.str_at(&["name"]), v)).collect(),
-        claims: spec.list_at(&["resourceClaims"]).iter().map(|c| c.str_at(&["name"])).collect(),
         grace_seconds: spec.i64_at(&["terminationGracePeriodSeconds"]).unwrap_or(30),
-        is_template: at != "spec",
     };
-    volumes(errors, &format!("{at}.volumes"), spec.list_at(&["volumes"]));
-    resource_claims(errors, &format!("{at}.resourceClaims"), spec.list_at(&["resourceClaims"]));
-    containers(errors, at, &around);
-    one_of(errors, &format!("{at}.restartPolicy"), text("restartPolicy"), &["Always", "OnFailure", "Never"]);
-    one_of(errors, &format!("{at}.dnsPolicy"), text("dnsPolicy"), &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
-    node_selector_labels(errors, &format!("{at}.nodeSelector"), spec.at(&["nodeSelector"]));
-    security_context(errors, at, spec);
-    affinity(errors, &format!("{at}.affinity"), spec.at(&["affinity"]));
-    dns_config(errors, &format!("{at}.dnsConfig"), spec);
-    readiness_gates(errors, &format!("{at}.readinessGates"), spec.list_at(&["readinessGates"]));
-    scheduling_gates(errors, &format!("{at}.schedulingGates"), spec.list_at(&["schedulingGates"]));
-    spread_constraints(errors, &format!("{at}.topologySpreadConstraints"), spec.list_at(&["topologySpreadConstraints"]));
-    if let Some(r) = spec.at(&["resources"]) {
-        resources(errors, &format!("{at}.resources"), Some(r));
+    at.get("volumes").with(|errors, at| volumes(errors, at, spec.list_at(&["volumes"])));
+    resource_claims(&at.get("resourceClaims"));
+    containers(at, &around);
+    if at.get("resources").is_set() {
+        pod_resources(at);
     }
-    for key in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
-        let name = text(key);
-        if !name.is_empty() {
-            invalid(errors, &format!("{at}.{key}"), name, check::subdomain(name));
-        }
+    if at.get("hostNetwork").flag() {
+        host_network_ports(at);
     }
-    if let Some(n) = spec.i64_at(&["activeDeadlineSeconds"]) {
-        invalid_number(errors, &format!("{at}.activeDeadlineSeconds"), n, between(n, 1, i32::MAX.into()));
+    at.get("restartPolicy").one_of(&["Always", "OnFailure", "Never"]);
+    at.get("dnsPolicy").one_of(&["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
+    at.get("nodeSelector").labels();
+    pod_security::pod_context(at);
+    at.get("affinity").with(|errors, path| affinity(errors, path, spec.at(&["affinity"])));
+    dns_config(at);
+    at.get("readinessGates").with(|errors, at| readiness_gates(errors, at, spec.list_at(&["readinessGates"])));
+    at.get("schedulingGates").with(|errors, at| scheduling_gates(errors, at, spec.list_at(&["schedulingGates"])));
+    spread_constraints(&at.get("topologySpreadConstraints"));
+    pod_security::host_process(at);
+    pod_security::host_users(at);
+    host_name(at);
+    for key in ["serviceAccountName", "nodeName"] {
+        at.get(key).may_be(check::subdomain);
+    }
+    if at.get("activeDeadlineSeconds").is_set() {
+        at.get("activeDeadlineSeconds").between(1, i32::MAX.into());
     }
     for key in ["hostname", "subdomain"] {
-        if !text(key).is_empty() {
-            invalid(errors, &format!("{at}.{key}"), text(key), check::label(text(key)));
-        }
+        at.get(key).may_be(check::label);
     }
-    tolerations(errors, &format!("{at}.tolerations"), spec.list_at(&["tolerations"]));
-    host_aliases(errors, &format!("{at}.hostAliases"), spec.list_at(&["hostAliases"]));
-    let policy = text("preemptionPolicy");
-    if !policy.is_empty() {
-        one_of(errors, &format!("{at}.preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
+    at.get("tolerations").with(|errors, at| tolerations(errors, at, spec.list_at(&["tolerations"])));
+    at.get("hostAliases").with(|errors, at| host_aliases(errors, at, spec.list_at(&["hostAliases"])));
+    at.get("priorityClassName").may_be(check::subdomain);
+    if at.get("runtimeClassName").is_set() {
+        at.get("runtimeClassName").ok(check::subdomain);
     }
-    if let Some(os) = spec.at(&["os"]) {
-        match os.str_at(&["name"]) {
-            "" => errors.push(FieldError::required(format!("{at}.os.name"), "cannot be empty")),
-            name => one_of(errors, &format!("{at}.os"), name, &["linux", "windows"]),
-        }
-        if os.str_at(&["name"]) == "linux" && spec.at(&["securityContext", "windowsOptions"]).is_some() {
-            let why = "windows options cannot be set for a linux pod";
-            errors.push(FieldError::forbidden(format!("{at}.securityContext.windowsOptions"), why));
-        }
+    if at.get("preemptionPolicy").is_set() {
+        at.get("preemptionPolicy").must_one_of(&["PreemptLowerPriority", "Never"]);
     }
+    if at.get("overhead").is_set() {
+        let limits = value!({"limits": (at.get("overhead").value.clone())});
+        at.get("overhead").with(|errors, at| resources(errors, at, Some(&limits)));
+    }
+    pod_security::os(at);
+    file_key_volumes(at);
 }
 
 // --- containers
 
-fn containers(errors: &mut Errors, at: &str, around: &Surroundings) {
-    let spec = around.spec;
-    let (main, init) = (spec.list_at(&["containers"]), spec.list_at(&["initContainers"]));
-    let at_main = format!("{at}.containers");
-    if main.is_empty() {
-        errors.push(FieldError::required(at_main.clone(), ""));
+fn containers(spec: &At, around: &Surroundings) {
+    const ONLY_SIDECARS: &str = "may not be set for init containers without restartPolicy=Always";
+    const RESTARTS: &str = "must not be set to 'RestartContainer' for non-sidecar initContainers";
+    let (main, init) = (spec.get("containers"), spec.get("initContainers"));
+    main.must();
+    let mut names: Vec<&str> = Vec::new();
+    for c in main.each() {
+        container(&c, around);
+        let name = c.get("name");
+        if names.contains(&name.str()) {
+            name.duplicate();
+        }
+        names.push(name.str());
+        hooks_and_probes(&c, around);
+        restart_rules(&c);
     }
-    let mut names = HashSet::new();
-    for (i, c) in main.iter().enumerate() {
-        let at = format!("{at_main}[{i}]");
-        container(errors, &at, c, around, &mut names);
-        lifecycle(errors, &format!("{at}.lifecycle"), c.at(&["lifecycle"]), around.grace_seconds);
-        for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {
-            probe(errors, &format!("{at}.{kind}"), c.at(&[kind]), kind != "readinessProbe", around.grace_seconds);
+    main.with(|errors, at| host_ports(errors, at, around.spec.list_at(&["containers"])));
+    for c in init.each() {
+        container(&c, around);
+        restart_rules(&c);
+        let name = c.get("name");
+        match names.contains(&name.str()) {
+            true => name.duplicate(),
+            false if name.is_empty() => {}
+            false => names.push(name.str()),
         }
-        if let Some(policy) = c.at(&["restartPolicy"]).and_then(Value::as_str) {
-            one_of(errors, &format!("{at}.restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
+        init.with(|errors, at| host_ports(errors, at, std::slice::from_ref(c.value)));
+        if c.get("restartPolicy").str() == "Always" {
+            hooks_and_probes(&c, around);
+            continue;
         }
-    }
-    host_ports(errors, &at_main, main);
-    let at_init = format!("{at}.initContainers");
-    for (i, c) in init.iter().enumerate() {
-        let at = format!("{at_init}[{i}]");
-        container(errors, &at, c, around, &mut names);
-        let sidecar = c.str_at(&["restartPolicy"]) == "Always";
-        if sidecar {
-            lifecycle(errors, &format!("{at}.lifecycle"), c.at(&["lifecycle"]), around.grace_seconds);
-        } else if c.at(&["lifecycle"]).is_some() {
-            let why = "may not be set for init containers without restartPolicy=Always";
-            errors.push(FieldError::forbidden(format!("{at}.lifecycle"), why));
-        }
-        for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {
-            if sidecar {
-                probe(errors, &format!("{at}.{kind}"), c.at(&[kind]), kind != "readinessProbe", around.grace_seconds);
-            } else if c.at(&[kind]).is_some() {
-                let why = "may not be set for init containers without restartPolicy=Always";
-                errors.push(FieldError::forbidden(format!("{at}.{kind}"), why));
+        for key in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+            if c.get(key).is_set() {
+                c.get(key).forbidden(ONLY_SIDECARS);
             }
         }
-        host_ports(errors, &at_init, std::slice::from_ref(c));
+        for policy in c.get("resizePolicy").each() {
+            let restart = policy.get("restartPolicy");
+            if restart.str() == "RestartContainer" {
+                restart.invalid(RESTARTS);
+            }
+        }
+    }
+    let others = names.clone();
+    for c in spec.get("ephemeralContainers").each() {
+        ephemeral(&c, around, &others, &mut names);
     }
 }
 
-fn container<'a>(errors: &mut Errors, at: &str, c: &'a Value, around: &Surroundings, names: &mut HashSet<&'a str>) {
-    let name = c.str_at(&["name"]);
-    match name {
-        "" => errors.push(FieldError::required(format!("{at}.name"), "")),
-        _ => invalid(errors, &format!("{at}.name"), name, check::label(name)),
+fn hooks_and_probes(c: &At, around: &Surroundings) {
+    c.get("lifecycle").with(|errors, at| lifecycle(errors, at, c.value.at(&["lifecycle"]), around.grace_seconds));
+    for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        c.get(kind).with(|errors, at| probe(errors, at, c.value.at(&[kind]), kind != "readinessProbe", around.grace_seconds));
     }
-    if !name.is_empty() && !names.insert(name) {
-        errors.push(FieldError::duplicate(format!("{at}.name"), name));
-    }
-    let name_of_image = c.str_at(&["image"]);
-    // A template may still be wrong about white space: it is the pod that is refused.
-    image(errors, &format!("{at}.image"), if around.is_template { name_of_image.trim() } else { name_of_image });
-    match c.str_at(&["terminationMessagePolicy"]) {
-        "" => errors.push(FieldError::required(format!("{at}.terminationMessagePolicy"), "")),
-        policy => one_of(errors, &format!("{at}.terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]),
-    }
-    ports(errors, &format!("{at}.ports"), c.list_at(&["ports"]), around.host_network);
-    env(errors, &format!("{at}.env"), c.list_at(&["env"]));
-    env_from(errors, &format!("{at}.envFrom"), c.list_at(&["envFrom"]));
-    mounts(errors, at, c, around);
-    match c.str_at(&["imagePullPolicy"]) {
-        "" => errors.push(FieldError::required(format!("{at}.imagePullPolicy"), "")),
-        policy => one_of(errors, &format!("{at}.imagePullPolicy"), policy, &PULL_POLICIES),
-    }
-    resources(errors, &format!("{at}.resources"), c.get("resources"));
-    claims(errors, &format!("{at}.resources.claims"), c.list_at(&["resources", "claims"]), &around.claims);
-    resize_policy(errors, &format!("{at}.resizePolicy"), c.list_at(&["resizePolicy"]), around.spec.str_at(&["restartPolicy"]));
-    container_security(errors, &format!("{at}.securityContext"), c.at(&["securityContext"]));
 }
+
+fn restart_rules(c: &At) {
+    let (policy, rules) = (c.get("restartPolicy"), c.get("restartPolicyRules"));
+    if policy.is_set() {
+        policy.one_of(&["Always", "Never", "OnFailure"]);
+    } else if !rules.is_empty() {
+        policy.required("must specify restartPolicy when restart rules are used");
+    }
+    if policy.is_set() || !rules.is_empty() {
+        if rules.len() > 20 {
+            rules.too_many(20);
+        }
+        for rule in rules.each() {
+            rule.get("action").one_of(&["Restart", "RestartAllContainers"]);
+            let codes = rule.get("exitCodes");
+            if !codes.is_set() {
+                codes.required("must be specified");
+                continue;
+            }
+            codes.get("operator").one_of(&["In", "NotIn"]);
+            if codes.get("values").len() > 255 {
+                codes.get("values").too_many(255);
+            }
+        }
+    }
+}
+
+fn container(c: &At, around: &Surroundings) {
+    c.get("name").must_be(check::label);
+    c.get("image").must();
+    c.get("terminationMessagePolicy").must_one_of(&["File", "FallbackToLogsOnError"]);
+    ports(&c.get("ports"));
+    pod_env::env(&c.get("env"));
+    pod_env::env_from(&c.get("envFrom"));
+    let volume = |name: &str| {
+        let (_, volume) = around.volumes.iter().find(|(v, _)| *v == name)?;
+        Some(volume.at(&["persistentVolumeClaim"]).is_some() || volume.at(&["ephemeral"]).is_some())
+    };
+    pod_env::mounts(c, &volume);
+    pod_env::devices(c, &volume);
+    c.get("imagePullPolicy").must_one_of(&PULL_POLICIES);
+    c.get("resources").with(|errors, at| resources(errors, at, c.value.get("resources")));
+    claims(&c.get("resources").get("claims"), around.spec);
+    resize_policy(&c.get("resizePolicy"), around.spec.str_at(&["restartPolicy"]));
+    let host_users = around.spec.get("hostUsers").and_then(Value::as_bool) != Some(false);
+    pod_security::container_context(&c.get("securityContext"), host_users);
+}
+
+fn ephemeral<'a>(c: &At<'a>, around: &Surroundings, others: &[&str], names: &mut Vec<&'a str>) {
+    const WHY: &str = "cannot be set for an Ephemeral Container";
+    const FORBIDDEN: [&str; 9] = [
+        "ports",
+        "resources",
+        "resizePolicy",
+        "restartPolicy",
+        "restartPolicyRules",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "lifecycle",
+    ];
+    container(c, around);
+    c.get("image").with(|errors, at| padded(errors, at, c.value.str_at(&["image"])));
+    let (name, target) = (c.get("name"), c.get("targetContainerName"));
+    match names.contains(&name.str()) {
+        true => name.duplicate(),
+        false => names.push(name.str()),
+    }
+    if !target.is_empty() && !others.contains(&target.str()) {
+        target.not_found("");
+    }
+    for key in FORBIDDEN {
+        if !c.get(key).is_empty() {
+            c.get(key).forbidden(WHY);
+        }
+    }
+    for mount in c.get("volumeMounts").each() {
+        for key in ["subPath", "subPathExpr"] {
+            if !mount.get(key).is_empty() {
+                mount.get(key).forbidden(WHY);
+            }
+        }
+    }
+}
+
+fn padded(errors: &mut Errors, at: &str, image: &str) {
+    if image.trim() != image {
+        errors.push(FieldError::invalid(at, image, "must not have leading or trailing whitespace"));
+    }
+}
+
+fn ports(ports: &At) {
+    let mut names: Vec<&str> = Vec::new();
+    for p in ports.each() {
+        let name = p.get("name");
+        if !name.is_empty() && name.ok(check::port_name) {
+            match names.contains(&name.str()) {
+                true => name.duplicate(),
+                false => names.push(name.str()),
+            }
+        }
+        match p.get("containerPort") {
+            port if port.int() == 0 => port.required(""),
+            port => port.between(1, 65535),
+        }
+        if p.get("hostPort").int() != 0 {
+            p.get("hostPort").between(1, 65535);
+        }
+        p.get("protocol").must_one_of(&["SCTP", "TCP", "UDP"]);
+    }
+}
+
+/// Containers on the host's network listen where the host does.
+fn host_network_ports(spec: &At) {
+    let is_template = spec.path != "spec";
+    for p in spec.get("containers").each().iter().flat_map(|c| c.get("ports").each()) {
+        let (host, own) = (p.get("hostPort"), p.get("containerPort").int());
+        if host.int() != own && (!is_template || host.int() != 0) {
+            host.invalid_as(host.int(), "must match `containerPort` when `hostNetwork` is true");
+        }
+    }
+}
+
+fn claims(claims: &At, spec: &Value) {
+    let mut known: Vec<&str> = spec.list_at(&["resourceClaims"]).iter().map(|c| c.str_at(&["name"])).filter(|n| !n.is_empty()).collect();
+    known.sort_unstable();
+    known.dedup();
+    let mut seen: Vec<String> = Vec::new();
+    for claim in claims.each() {
+        let (name, request) = (claim.get("name").str(), claim.get("request"));
+        if name.is_empty() {
+            claim.required("");
+            continue;
+        }
+        let twice = |shown: &str| claim.push(FieldError::duplicate(claim.path.as_str(), shown));
+        if seen.iter().any(|s| s == name) {
+            twice(name);
+        } else {
+            request.may_be(check::label);
+            let key = if request.is_empty() { name.to_string() } else { format!("{name}/{}", request.str()) };
+            if seen.contains(&key) {
+                twice(&key);
+            } else if request.is_empty() {
+                seen.iter().filter(|s| s.split_once('/').is_some_and(|(first, _)| first == name)).for_each(|_| twice(name));
+            }
+            seen.push(key);
+        }
+        if !known.contains(&name) {
+            let mut error = FieldError::not_found(claim.path.as_str(), name);
+            error.detail = match known.as_slice() {
+                [] => "must be one of the names in pod.spec.resourceClaims which is empty".to_string(),
+                known => format!("must be one of the names in pod.spec.resourceClaims: {}", known.join(", ")),
+            };
+            claim.push(error);
+        }
+    }
+}
+
+fn resize_policy(policies: &At, restart: &str) {
+    let mut seen: Vec<&str> = Vec::new();
+    for p in policies.each() {
+        let (resource, policy) = (p.get("resourceName"), p.get("restartPolicy"));
+        if seen.contains(&resource.str()) {
+            p.push(FieldError::duplicate(p.path.as_str(), resource.str()));
+        }
+        seen.push(resource.str());
+        resource.called(policies.path.as_str()).must_one_of(&["cpu", "memory"]);
+        let policy = policy.called(policies.path.as_str());
+        policy.must_one_of(&["NotRequired", "RestartContainer"]);
+        if restart == "Never" && policy.str() != "NotRequired" {
+            policy.invalid_as(policy.str(), "must be 'NotRequired' when pod `restartPolicy` is 'Never'");
+        }
+    }
+}
+
+fn resource_claims(claims: &At) {
+    let mut seen: Vec<&str> = Vec::new();
+    for c in claims.each() {
+        let name = c.get("name");
+        if name.must() {
+            match seen.contains(&name.str()) {
+                true => name.duplicate(),
+                false => drop(name.ok(check::label)),
+            }
+            seen.push(name.str());
+        }
+        let (claim, template) = (c.get("resourceClaimName"), c.get("resourceClaimTemplateName"));
+        match (claim.is_set(), template.is_set()) {
+            (true, true) => c.invalid("at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified"),
+            (false, false) => c.invalid("must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"),
+            _ => {}
+        }
+        for each in [claim, template] {
+            if each.is_set() {
+                each.ok(check::subdomain);
+            }
+        }
+    }
+}
+
+/// Files variables come from lie in volumes that live as long as the pod.
+fn file_key_volumes(spec: &At) {
+    let volumes = spec.get("volumes").each();
+    for container in pod_security::containers(spec) {
+        for variable in container.get("env").each() {
+            let file = variable.get("valueFrom").get("fileKeyRef");
+            let name = file.get("volumeName");
+            match volumes.iter().find(|v| v.get("name").str() == name.str()) {
+                _ if !file.is_set() => {}
+                None => name.push(FieldError::not_found(name.path.as_str(), name.str())),
+                Some(volume) if !volume.get("emptyDir").is_set() => {
+                    name.invalid_as(name.str(), "referenced volume must be of type emptyDir")
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn host_name(spec: &At) {
+    let name = spec.get("hostnameOverride");
+    if !name.is_set() {
+        return;
+    }
+    for (key, shown) in [("setHostnameAsFQDN", "setHostnameAsFQDN"), ("hostNetwork", "hostNetwork")] {
+        if spec.get(key).flag() {
+            name.forbidden(format!("may not be specified when {shown} is true"));
+        }
+    }
+    if name.len() > 64 {
+        name.too_long(64);
+    }
+    name.ok(check::subdomain);
+}
+
+/// `spec.resources`, which all containers share.
+fn pod_resources(spec: &At) {
+    let at = spec.get("resources");
+    if spec.get("os").get("name").str() == "windows" {
+        return at.forbidden("may not be set for a windows pod");
+    }
+    if at.get("claims").is_set() {
+        at.get("claims").forbidden("claims may not be set for Resources at pod-level");
+    }
+    for list in ["limits", "requests"] {
+        for (name, amount) in at.get(list).entries() {
+            let fits = amounts::container_name(name).is_empty();
+            if fits && !matches!(name, "cpu" | "memory") && !name.starts_with("hugepages-") {
+                amount.push(FieldError::not_supported(format!("{}.{list}[{name}]", at.path), name, &["cpu", "hugepages-", "memory"]));
+            }
+        }
+    }
+    at.with(|errors, path| resources(errors, path, Some(at.value)));
+}
+
+fn dns_config(spec: &At) {
+    const SEARCH: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start \
+        and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+        '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+    let config = spec.get("dnsConfig");
+    if spec.get("dnsPolicy").str() == "None" {
+        if !config.is_set() {
+            return config.required("must provide `dnsConfig` when `dnsPolicy` is None");
+        }
+        if config.get("nameservers").is_empty() {
+            return config.get("nameservers").required("must provide at least one DNS nameserver when `dnsPolicy` is None");
+        }
+    }
+    let servers = config.get("nameservers");
+    if servers.len() > 3 {
+        servers.invalid("must not have more than 3 nameservers");
+    }
+    for server in servers.each() {
+        server.ok(check::ip);
+    }
+    let searches = config.get("searches");
+    if searches.len() > 32 {
+        searches.invalid("must not have more than 32 search paths");
+    }
+    if searches.strings().join(" ").len() > 2048 {
+        searches.invalid("must not have more than 2048 characters (including spaces) in the search list");
+    }
+    for search in searches.each().iter().filter(|s| s.str() != ".") {
+        let bare = search.str().strip_suffix('.').unwrap_or(search.str());
+        if bare.len() > 253 {
+            search.invalid_as(bare, "must be no more than 253 characters");
+        }
+        if !bare.split('.').all(is_search_label) {
+            search.invalid_as(bare, SEARCH);
+        }
+    }
+    for option in config.get("options").each() {
+        if option.get("name").is_empty() {
+            option.required("must not be empty");
+        }
+    }
+}
+
+/// `_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?`
+fn is_search_label(label: &str) -> bool {
+    let b = label.strip_prefix('_').unwrap_or(label).as_bytes();
+    let edge = |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    !b.is_empty() && edge(&b[0]) && edge(&b[b.len() - 1]) && b.iter().all(|c| edge(c) || matches!(c, b'-' | b'_'))
+}
+
+fn spread_constraints(constraints: &At) {
+    let pair = |c: &At| (c.get("topologyKey").str().to_string(), c.get("whenUnsatisfiable").str().to_string());
+    let all = constraints.each();
+    for (i, c) in all.iter().enumerate() {
+        c.get("maxSkew").positive();
+        c.get("topologyKey").must_because("can not be empty");
+        c.get("whenUnsatisfiable").one_of(&["DoNotSchedule", "ScheduleAnyway"]);
+        let (key, when) = pair(c);
+        if all[i + 1..].iter().any(|other| pair(other) == (key.clone(), when.clone())) {
+            let field = format!("{}.{{topologyKey, whenUnsatisfiable}}", c.path);
+            c.push(FieldError::duplicate(field, format!("{{{key}, {when}}}")));
+        }
+        let domains = c.get("minDomains");
+        if domains.is_set() {
+            if domains.int() <= 0 {
+                domains.invalid("must be greater than zero");
+            }
+            if when != "DoNotSchedule" {
+                domains.invalid(format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}"));
+            }
+        }
+        c.get("nodeAffinityPolicy").maybe_one_of(&["Honor", "Ignore"]);
+        c.get("nodeTaintsPolicy").maybe_one_of(&["Honor", "Ignore"]);
+        c.with(|errors, at| label_keys(errors, at, c.value));
+        c.get("labelSelector").label_selector();
+    }
+}
+
+/// `matchLabelKeys` and `mismatchLabelKeys` of a term, which the pod's own labels made part of its selector already.
+fn label_keys(errors: &mut Errors, at: &str, term: &Value) {
+    let keys = |list: &str| -> Vec<&str> { term.list_at(&[list]).iter().filter_map(Value::as_str).collect() };
+    let selector = term.at(&["labelSelector"]);
+    for list in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let at = format!("{at}.{list}");
+        if selector.is_none() && !keys(list).is_empty() {
+            errors.push(FieldError::forbidden(at, "must not be specified when labelSelector is not set"));
+            continue;
+        }
+        for (i, key) in keys(list).into_iter().enumerate() {
+            invalid(errors, &format!("{at}[{i}]"), key, check::qualified_name(key));
+        }
+    }
+    let (same, other) = (keys("matchLabelKeys"), keys("mismatchLabelKeys"));
+    if let Some(selector) = selector {
+        let mut seen: Vec<&str> = selector.map_at(&["matchLabels"]).into_iter().flat_map(|m| m.iter()).map(|(k, _)| k).collect();
+        for key in selector.list_at(&["matchExpressions"]).iter().map(|r| r.str_at(&["key"])) {
+            if let Some(i) = same.iter().rposition(|k| *k == key)
+                && seen.contains(&key)
+            {
+                errors.push(FieldError::invalid(format!("{at}[{i}]"), key, "exists in both matchLabelKeys and labelSelector"));
+            }
+            seen.push(key);
+        }
+    }
+    for (i, key) in same.iter().enumerate().filter(|(_, k)| other.contains(k)) {
+        errors.push(FieldError::invalid(format!("{at}.matchLabelKeys[{i}]"), *key, "exists in both matchLabelKeys and mismatchLabelKeys"));
+    }
+}
+
+fn pod_affinity_term(errors: &mut Errors, at: &str, term: &Value) {
+    check::label_selector(errors, &format!("{at}.labelSelector"), term.at(&["labelSelector"]));
+    check::label_selector(errors, &format!("{at}.namespaceSelector"), term.at(&["namespaceSelector"]));
+    for name in term.list_at(&["namespaces"]).iter().filter_map(Value::as_str) {
+        invalid(errors, &format!("{at}.namespace"), name, check::label(name));
+    }
+    label_keys(errors, at, term);
+    let key = term.str_at(&["topologyKey"]);
+    if key.is_empty() {
+        errors.push(FieldError::required(format!("{at}.topologyKey"), "can not be empty"));
+    }
+    invalid(errors, &format!("{at}.topologyKey"), key, check::qualified_name(key));
+}
+
+// --- containers
 
 pub fn image(errors: &mut Errors, at: &str, image: &str) {
     if image.is_empty() {
         errors.push(FieldError::required(at, ""));
     } else if image.trim() != image {
         errors.push(FieldError::invalid(at, image, "must not have leading or trailing whitespace"));
-    }
-}
-
-fn ports(errors: &mut Errors, at: &str, ports: &[Value], host_network: bool) {
-    let mut names = HashSet::new();
-    for (i, p) in ports.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        let name = p.str_at(&["name"]);
-        if !name.is_empty() {
-            let messages = check::port_name(name);
-            if messages.is_empty() && !names.insert(name) {
-                errors.push(FieldError::duplicate(format!("{at}.name"), name));
-            }
-            invalid(errors, &format!("{at}.name"), name, messages);
-        }
-        let (container, host) = (p.i64_at(&["containerPort"]).unwrap_or(0), p.i64_at(&["hostPort"]).unwrap_or(0));
-        match container {
-            0 => errors.push(FieldError::required(format!("{at}.containerPort"), "")),
-            n => invalid_number(errors, &format!("{at}.containerPort"), n, check::port_number(n)),
-        }
-        if host != 0 {
-            invalid_number(errors, &format!("{at}.hostPort"), host, check::port_number(host));
-            if host_network && host != container {
-                errors.push(FieldError::invalid(format!("{at}.hostPort"), host, "must match `containerPort` when `hostNetwork` is true"));
-            }
-        }
-        match p.str_at(&["protocol"]) {
-            "" => errors.push(FieldError::required(format!("{at}.protocol"), "")),
-            protocol => one_of(errors, &format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
-        }
     }
 }
 
@@ -239,253 +605,6 @@ fn host_ports(errors: &mut Errors, at: &str, containers: &[Value]) {
                 errors.push(FieldError::duplicate(format!("{at}[{i}].ports[{n}].hostPort"), key));
             }
         }
-    }
-}
-
-const ENV_FIELDS: [&str; 8] = [
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-];
-const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
-const RESOURCE_FIELDS: [&str; 6] =
-    ["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
-
-fn env(errors: &mut Errors, at: &str, env: &[Value]) {
-    for (i, e) in env.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        match e.str_at(&["name"]) {
-            "" => errors.push(FieldError::required(format!("{at}.name"), "")),
-            name => invalid(errors, &format!("{at}.name"), name, check::env_name(name)),
-        }
-        if let Some(from) = e.at(&["valueFrom"]) {
-            value_from(errors, &format!("{at}.valueFrom"), from, !e.str_at(&["value"]).is_empty());
-        }
-    }
-}
-
-fn value_from(errors: &mut Errors, at: &str, from: &Value, has_value: bool) {
-    let sources: Vec<&str> = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"]
-        .into_iter()
-        .filter(|key| from.at(&[key]).is_some())
-        .collect();
-    for source in &sources {
-        let (at, r) = (format!("{at}.{source}"), from.get(source).expect("filtered on it"));
-        match *source {
-            "fieldRef" => env_field_ref(errors, &at, r),
-            "resourceFieldRef" => resource_field_ref(errors, &at, r, false),
-            "fileKeyRef" => {
-                for key in ["key", "path", "volumeName"] {
-                    if r.str_at(&[key]).is_empty() {
-                        errors.push(FieldError::required(format!("{at}.{key}"), ""));
-                    }
-                }
-            }
-            _ => key_ref(errors, &at, r),
-        }
-    }
-    match sources.len() {
-        0 => {
-            let known = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
-            errors.push(FieldError::invalid(at, "", known));
-        }
-        _ if has_value => errors.push(FieldError::invalid(at, "", "may not be specified when `value` is not empty")),
-        1 => {}
-        _ => errors.push(FieldError::invalid(at, "", "may not have more than one field specified at a time")),
-    }
-}
-
-fn key_ref(errors: &mut Errors, at: &str, r: &Value) {
-    let (name, key) = (r.str_at(&["name"]), r.str_at(&["key"]));
-    if name.is_empty() {
-        invalid(errors, &format!("{at}.name"), name, check::subdomain(name));
-    }
-    match key {
-        "" => errors.push(FieldError::required(format!("{at}.key"), "")),
-        key => invalid(errors, &format!("{at}.key"), key, check::config_key(key)),
-    }
-}
-
-/// The path and, for `metadata.labels['x']`, its subscript.
-fn subscript(path: &str) -> (&str, Option<&str>) {
-    match path.strip_suffix("']").and_then(|p| p.split_once("['")) {
-        Some((base, key)) => (base, Some(key)),
-        None => (path, None),
-    }
-}
-
-fn env_field_ref(errors: &mut Errors, at: &str, r: &Value) {
-    let path = r.str_at(&["fieldPath"]);
-    if r.str_at(&["apiVersion"]).is_empty() {
-        errors.push(FieldError::required(format!("{at}.apiVersion"), ""));
-        return;
-    }
-    if path.is_empty() {
-        errors.push(FieldError::required(format!("{at}.fieldPath"), ""));
-        return;
-    }
-    let at = format!("{at}.fieldPath");
-    match subscript(path) {
-        ("metadata.labels" | "metadata.annotations", Some(key)) => {
-            invalid(errors, &at, key, check::qualified_name(&key.to_lowercase()));
-        }
-        (base, Some(_)) => {
-            errors.push(FieldError::invalid(at, base, "does not support subscript"));
-        }
-        (path, None) if ENV_FIELDS.contains(&path) || path == "status.podIPs" => {}
-        // Known to the API, but of no use in a variable.
-        ("metadata.labels" | "metadata.annotations" | "spec.restartPolicy" | "spec.schedulerName" | "status.phase", None) => {
-            let known: Vec<&str> = ENV_FIELDS.iter().copied().chain(["status.podIPs"]).collect();
-            errors.push(FieldError::not_supported(at, path, &known));
-        }
-        (path, None) => {
-            let why = format!("error converting fieldPath: field label not supported: {path}");
-            errors.push(FieldError::invalid(at, path, why));
-        }
-    }
-}
-
-pub fn resource_field_ref(errors: &mut Errors, at: &str, r: &Value, in_volume: bool) {
-    let resource = r.str_at(&["resource"]);
-    if in_volume && r.str_at(&["containerName"]).is_empty() {
-        errors.push(FieldError::required(format!("{at}.containerName"), ""));
-        return;
-    }
-    if resource.is_empty() {
-        errors.push(FieldError::required(format!("{at}.resource"), ""));
-        return;
-    }
-    let hugepages = resource.starts_with("limits.hugepages-") || resource.starts_with("requests.hugepages-");
-    if !hugepages && !RESOURCE_FIELDS.contains(&resource) {
-        errors.push(FieldError::not_supported(format!("{at}.resource"), resource, &RESOURCE_FIELDS));
-    }
-    let divisor = r.str_at(&["divisor"]);
-    let zero = Quantity::parse(divisor).map_or(true, |q| q.is_zero());
-    if zero {
-        return;
-    }
-    let at = format!("{at}.divisor");
-    if resource.ends_with(".cpu") {
-        if !matches!(divisor, "1m" | "1") {
-            errors.push(FieldError::invalid(at, resource, "only divisor's values 1m and 1 are supported with the cpu resource"));
-        }
-    } else if !["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"].contains(&divisor) {
-        let kind = if resource.ends_with(".memory") { "memory" } else { "local ephemeral storage" };
-        let why =
-            format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {kind} resource");
-        errors.push(FieldError::invalid(at, resource, why));
-    }
-}
-
-fn env_from(errors: &mut Errors, at: &str, list: &[Value]) {
-    for (i, e) in list.iter().enumerate() {
-        let each = format!("{at}[{i}]");
-        let prefix = e.str_at(&["prefix"]);
-        if !prefix.is_empty() {
-            invalid(errors, &format!("{each}.prefix"), prefix, check::env_name(prefix));
-        }
-        let refs: Vec<&str> = ["configMapRef", "secretRef"].into_iter().filter(|k| e.at(&[k]).is_some()).collect();
-        match refs.as_slice() {
-            [] => errors.push(FieldError::invalid(at, "", "must specify one of: `configMapRef` or `secretRef`")),
-            [_, _] => errors.push(FieldError::invalid(at, "", "may not have more than one field specified at a time")),
-            _ => {}
-        }
-        for key in refs {
-            if e.str_at(&[key, "name"]).is_empty() {
-                errors.push(FieldError::required(format!("{each}.{key}.name"), ""));
-            }
-        }
-    }
-}
-
-fn mounts(errors: &mut Errors, at: &str, c: &Value, around: &Surroundings) {
-    let mut paths = HashSet::new();
-    for (i, m) in c.list_at(&["volumeMounts"]).iter().enumerate() {
-        let each = format!("{at}.volumeMounts[{i}]");
-        let (name, path) = (m.str_at(&["name"]), m.str_at(&["mountPath"]));
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{each}.name"), ""));
-        }
-        if !around.volumes.iter().any(|(v, _)| *v == name) {
-            errors.push(FieldError::not_found(format!("{each}.name"), name));
-        }
-        if path.is_empty() {
-            errors.push(FieldError::required(format!("{each}.mountPath"), ""));
-        }
-        if !paths.insert(path) {
-            errors.push(FieldError::invalid(format!("{each}.mountPath"), path, "must be unique"));
-        }
-        for key in ["subPath", "subPathExpr"] {
-            let sub = m.str_at(&[key]);
-            if !sub.is_empty() {
-                // Upstream names the list, not the entry.
-                relative_path(errors, &format!("{at}.volumeMounts.{key}"), sub);
-            }
-        }
-        if !m.str_at(&["subPath"]).is_empty() && !m.str_at(&["subPathExpr"]).is_empty() {
-            let at = format!("{at}.volumeMounts.subPathExpr");
-            errors.push(FieldError::invalid(at, m.str_at(&["subPathExpr"]), "subPathExpr and subPath are mutually exclusive"));
-        }
-        let propagation = m.str_at(&["mountPropagation"]);
-        if !propagation.is_empty() {
-            let known = ["None", "HostToContainer", "Bidirectional"];
-            one_of(errors, &format!("{each}.mountPropagation"), propagation, &known);
-            if propagation == "Bidirectional" && !c.bool_at(&["securityContext", "privileged"]) {
-                let why = "Bidirectional mount propagation is available only to privileged containers";
-                errors.push(FieldError::forbidden(format!("{each}.mountPropagation"), why));
-            }
-        }
-        let recursive = m.str_at(&["recursiveReadOnly"]);
-        if !recursive.is_empty() && recursive != "Disabled" {
-            let at = format!("{at}.volumeMounts.recursiveReadOnly");
-            if !matches!(recursive, "IfPossible" | "Enabled") {
-                errors.push(FieldError::not_supported(at, recursive, &["Disabled", "Enabled", "IfPossible"]));
-            } else if !m.bool_at(&["readOnly"]) {
-                errors.push(FieldError::forbidden(at, "may only be specified when readOnly is true"));
-            }
-        }
-    }
-    devices(errors, at, c, around);
-}
-
-fn devices(errors: &mut Errors, at: &str, c: &Value, around: &Surroundings) {
-    let mut names = HashSet::new();
-    for (i, d) in c.list_at(&["volumeDevices"]).iter().enumerate() {
-        let each = format!("{at}.volumeDevices[{i}]");
-        let (name, path) = (d.str_at(&["name"]), d.str_at(&["devicePath"]));
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{each}.name"), ""));
-        }
-        if !names.insert(name) {
-            errors.push(FieldError::invalid(format!("{each}.name"), name, "must be unique"));
-        }
-        match around.volumes.iter().find(|(v, _)| *v == name) {
-            Some((_, volume)) if volume.at(&["persistentVolumeClaim"]).is_none() && volume.at(&["ephemeral"]).is_none() => {
-                let why = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
-                errors.push(FieldError::invalid(format!("{each}.name"), name, why));
-            }
-            Some(_) => {}
-            None => errors.push(FieldError::not_found(format!("{each}.name"), name)),
-        }
-        if path.is_empty() {
-            errors.push(FieldError::required(format!("{each}.devicePath"), ""));
-        } else if path.split('/').any(|s| s == "..") {
-            errors.push(FieldError::invalid(format!("{each}.devicePath"), path, "can not contain backsteps ('..')"));
-        }
-    }
-}
-
-fn relative_path(errors: &mut Errors, at: &str, path: &str) {
-    if path.starts_with('/') {
-        errors.push(FieldError::invalid(at, path, "must be a relative path"));
-    }
-    if path.split('/').any(|segment| segment == "..") {
-        errors.push(FieldError::invalid(at, path, "must not contain '..'"));
     }
 }
 
@@ -550,77 +669,6 @@ fn amount(errors: &mut Errors, at: &str, name: &str, quantity: &Quantity) {
 
 pub fn resource_name(errors: &mut Errors, at: &str, name: &str) {
     invalid(errors, at, name, amounts::container_name(name));
-}
-
-fn claims(errors: &mut Errors, at: &str, claims: &[Value], known: &[&str]) {
-    let mut seen = HashSet::new();
-    for (i, c) in claims.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        let (name, request) = (c.str_at(&["name"]), c.str_at(&["request"]));
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{at}.name"), ""));
-            continue;
-        }
-        if !seen.insert((name, request)) {
-            errors.push(FieldError::duplicate(at.clone(), name));
-        }
-        if !known.contains(&name) {
-            let mut error = FieldError::not_found(at, name);
-            error.detail = match known {
-                [] => "must be one of the names in pod.spec.resourceClaims which is empty".to_string(),
-                known => format!("must be one of the names in pod.spec.resourceClaims: {}", known.join(", ")),
-            };
-            errors.push(error);
-        }
-    }
-}
-
-fn resize_policy(errors: &mut Errors, at: &str, policies: &[Value], restart: &str) {
-    let mut seen = HashSet::new();
-    for (i, p) in policies.iter().enumerate() {
-        let (resource, policy) = (p.str_at(&["resourceName"]), p.str_at(&["restartPolicy"]));
-        one_of(errors, at, resource, &["cpu", "memory"]);
-        if !seen.insert(resource) {
-            errors.push(FieldError::duplicate(format!("{at}[{i}]"), resource));
-        }
-        match policy {
-            "" => errors.push(FieldError::required(at, "")),
-            _ => one_of(errors, at, policy, &["NotRequired", "RestartContainer"]),
-        }
-        if restart == "Never" && policy == "RestartContainer" {
-            errors.push(FieldError::invalid(at, policy, "must be 'NotRequired' when pod `restartPolicy` is 'Never'"));
-        }
-    }
-}
-
-fn resource_claims(errors: &mut Errors, at: &str, claims: &[Value]) {
-    let mut seen = HashSet::new();
-    for (i, c) in claims.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        let name = c.str_at(&["name"]);
-        match name {
-            "" => errors.push(FieldError::required(format!("{at}.name"), "")),
-            _ if !seen.insert(name) => errors.push(FieldError::duplicate(format!("{at}.name"), name)),
-            _ => invalid(errors, &format!("{at}.name"), name, check::label(name)),
-        }
-        match (c.at(&["resourceClaimName"]).is_some(), c.at(&["resourceClaimTemplateName"]).is_some()) {
-            (true, true) => {
-                let why = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
-                errors.push(check::shown_as(FieldError::invalid(at, "", why), show_claim(c)));
-            }
-            (false, false) => {
-                let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-                errors.push(check::shown_as(FieldError::invalid(at, "", why), show_claim(c)));
-            }
-            _ => {}
-        }
-    }
-}
-
-fn show_claim(claim: &Value) -> String {
-    let member = |key: &str| claim.get(key).unwrap_or(&Value::Null).to_string();
-    let (claim, template) = (member("resourceClaimName"), member("resourceClaimTemplateName"));
-    format!("{{\"Name\":{},\"ResourceClaimName\":{claim},\"ResourceClaimTemplateName\":{template}}}", member("name"))
 }
 
 // --- probes and hooks
@@ -735,30 +783,7 @@ fn volumes(errors: &mut Errors, at: &str, volumes: &[Value]) {
     }
 }
 
-pub fn volume_field_ref(errors: &mut Errors, at: &str, r: &Value) {
-    let path = r.str_at(&["fieldPath"]);
-    if path.is_empty() {
-        errors.push(FieldError::required(format!("{at}.fieldPath"), ""));
-        return;
-    }
-    let at = format!("{at}.fieldPath");
-    match subscript(path) {
-        ("metadata.labels" | "metadata.annotations", Some(_)) => {}
-        (base, Some(_)) => errors.push(FieldError::invalid(at, base, "does not support subscript")),
-        (path, None) if VOLUME_FIELDS.contains(&path) => {}
-        (path, None) if ENV_FIELDS.contains(&path) => errors.push(FieldError::not_supported(at, path, &VOLUME_FIELDS)),
-        (path, None) => {
-            let why = format!("error converting fieldPath: field label not supported: {path}");
-            errors.push(FieldError::invalid(at, path, why));
-        }
-    }
-}
-
 // --- scheduling
-
-fn node_selector_labels(errors: &mut Errors, at: &str, selector: Option<&Value>) {
-    check::labels(errors, at, selector);
-}
 
 pub fn tolerations(errors: &mut Errors, at: &str, tolerations: &[Value]) {
     for (i, t) in tolerations.iter().enumerate() {
@@ -776,10 +801,17 @@ pub fn tolerations(errors: &mut Errors, at: &str, tolerations: &[Value]) {
             errors.push(FieldError::invalid(format!("{at}.effect"), effect, why));
         }
         match operator {
-            "" | "Equal" => invalid(errors, &format!("{at}.operator"), value, check::label_value(value)),
+            "" | "Equal" => {
+                let messages = check::label_value(value);
+                if !messages.is_empty() {
+                    errors.push(FieldError::invalid(format!("{at}.operator"), value, messages.join(";")));
+                }
+            }
+            "Lt" | "Gt" => {
+                errors.push(FieldError::not_supported(format!("{at}.operator"), operator, &["Equal", "Exists", "Lt", "Gt"]));
+            }
             "Exists" if !value.is_empty() => {
-                let why = "value must be empty when `operator` is 'Exists'";
-                errors.push(FieldError::invalid(format!("{at}.operator"), t.clone(), why));
+                errors.push(FieldError::invalid(format!("{at}.operator"), value, "value must be empty when `operator` is 'Exists'"));
             }
             "Exists" => {}
             other => errors.push(FieldError::not_supported(format!("{at}.operator"), other, &["Equal", "Exists"])),
@@ -878,53 +910,6 @@ pub fn node_selector_term(errors: &mut Errors, at: &str, term: &Value, required:
     }
 }
 
-fn pod_affinity_term(errors: &mut Errors, at: &str, term: &Value) {
-    check::label_selector(errors, &format!("{at}.labelSelector"), term.at(&["labelSelector"]));
-    check::label_selector(errors, &format!("{at}.namespaceSelector"), term.at(&["namespaceSelector"]));
-    for name in term.list_at(&["namespaces"]).iter().filter_map(Value::as_str) {
-        invalid(errors, &format!("{at}.namespace"), name, check::label(name));
-    }
-    let key = term.str_at(&["topologyKey"]);
-    if key.is_empty() {
-        errors.push(FieldError::required(format!("{at}.topologyKey"), "can not be empty"));
-    }
-    invalid(errors, &format!("{at}.topologyKey"), key, check::qualified_name(key));
-}
-
-fn spread_constraints(errors: &mut Errors, at: &str, constraints: &[Value]) {
-    let mut seen = HashSet::new();
-    for (i, c) in constraints.iter().enumerate() {
-        let at = format!("{at}[{i}]");
-        let (key, when) = (c.str_at(&["topologyKey"]), c.str_at(&["whenUnsatisfiable"]));
-        let skew = c.i64_at(&["maxSkew"]).unwrap_or(0);
-        if skew <= 0 {
-            errors.push(FieldError::invalid(format!("{at}.maxSkew"), skew, "must be greater than zero"));
-        }
-        if key.is_empty() {
-            errors.push(FieldError::required(format!("{at}.topologyKey"), "can not be empty"));
-        }
-        one_of(errors, &format!("{at}.whenUnsatisfiable"), when, &["DoNotSchedule", "ScheduleAnyway"]);
-        if !seen.insert((key, when)) {
-            errors.push(FieldError::duplicate(format!("{at}.{{topologyKey, whenUnsatisfiable}}"), format!("{{{key}, {when}}}")));
-        }
-        if let Some(domains) = c.i64_at(&["minDomains"]) {
-            if domains <= 0 {
-                errors.push(FieldError::invalid(format!("{at}.minDomains"), domains, "must be greater than zero"));
-            }
-            if when != "DoNotSchedule" {
-                let why = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}");
-                errors.push(FieldError::invalid(format!("{at}.minDomains"), domains, why));
-            }
-        }
-        for policy in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
-            if let Some(p) = c.at(&[policy]).and_then(Value::as_str) {
-                one_of(errors, &format!("{at}.{policy}"), p, &["Honor", "Ignore"]);
-            }
-        }
-        check::label_selector(errors, &format!("{at}.labelSelector"), c.at(&["labelSelector"]));
-    }
-}
-
 fn readiness_gates(errors: &mut Errors, at: &str, gates: &[Value]) {
     for (i, gate) in gates.iter().enumerate() {
         let kind = gate.str_at(&["conditionType"]);
@@ -955,189 +940,7 @@ fn host_aliases(errors: &mut Errors, at: &str, aliases: &[Value]) {
     }
 }
 
-fn dns_config(errors: &mut Errors, at: &str, spec: &Value) {
-    let config = spec.at(&["dnsConfig"]);
-    if spec.str_at(&["dnsPolicy"]) == "None" {
-        match config {
-            None => errors.push(FieldError::required(at, "must provide `dnsConfig` when `dnsPolicy` is None")),
-            Some(c) if c.list_at(&["nameservers"]).is_empty() => {
-                let why = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-                errors.push(FieldError::required(format!("{at}.nameservers"), why));
-            }
-            Some(_) => {}
-        }
-    }
-    let Some(config) = config else { return };
-    let servers = config.list_at(&["nameservers"]);
-    if servers.len() > 3 {
-        errors.push(FieldError::invalid(format!("{at}.nameservers"), servers.to_vec(), "must not have more than 3 nameservers"));
-    }
-    for (i, ip) in servers.iter().filter_map(Value::as_str).enumerate() {
-        invalid(errors, &format!("{at}.nameservers[{i}]"), ip, check::ip(ip));
-    }
-    let searches = config.list_at(&["searches"]);
-    if searches.len() > 32 {
-        errors.push(FieldError::invalid(format!("{at}.searches"), searches.to_vec(), "must not have more than 32 search paths"));
-    }
-    for (i, search) in searches.iter().filter_map(Value::as_str).enumerate() {
-        let bare = search.strip_suffix('.').unwrap_or(search);
-        if search != "." && !bare.split('.').all(|s| check::label(s.trim_start_matches('_').trim_start_matches('-')).is_empty()) {
-            let why = check::SUBDOMAIN
-                .replace("characters, '-' or '.',", "characters, '_', '-' or '.',")
-                .replace("'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*'", SEARCH_REGEX);
-            errors.push(FieldError::invalid(format!("{at}.searches[{i}]"), search, why));
-        }
-    }
-    for (i, option) in config.list_at(&["options"]).iter().enumerate() {
-        if option.str_at(&["name"]).is_empty() {
-            errors.push(FieldError::required(format!("{at}.options[{i}]"), "must not be empty"));
-        }
-    }
-}
-
-const SEARCH_REGEX: &str = "'_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*'";
-
 // --- security
-
-fn id(errors: &mut Errors, at: &str, holder: &Value, key: &str) {
-    if let Some(n) = holder.i64_at(&[key]) {
-        invalid_number(errors, &format!("{at}.{key}"), n, between(n, 0, i32::MAX.into()));
-    }
-}
-
-fn security_context(errors: &mut Errors, at: &str, spec: &Value) {
-    if spec.get("hostUsers").and_then(Value::as_bool) == Some(false) {
-        for (key, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
-            if spec.bool_at(&[key]) {
-                errors.push(FieldError::forbidden(format!("{at}.{shown}"), "when `hostUsers` is false"));
-            }
-        }
-    }
-    if spec.bool_at(&["hostPID"]) && spec.bool_at(&["shareProcessNamespace"]) {
-        let at = format!("{at}.securityContext.shareProcessNamespace");
-        errors.push(FieldError::invalid(at, true, "ShareProcessNamespace and HostPID cannot both be enabled"));
-    }
-    let Some(context) = spec.at(&["securityContext"]) else { return };
-    let at = format!("{at}.securityContext");
-    for key in ["fsGroup", "runAsUser", "runAsGroup"] {
-        id(errors, &at, context, key);
-    }
-    for (i, n) in context.list_at(&["supplementalGroups"]).iter().filter_map(Value::as_i64).enumerate() {
-        invalid_number(errors, &format!("{at}.supplementalGroups[{i}]"), n, between(n, 0, i32::MAX.into()));
-    }
-    let mut names = HashSet::new();
-    for (i, sysctl) in context.list_at(&["sysctls"]).iter().enumerate() {
-        let at = format!("{at}.sysctls[{i}].name");
-        let name = sysctl.str_at(&["name"]);
-        if name.is_empty() {
-            errors.push(FieldError::required(at, ""));
-        } else if name.len() > 253 || !is_sysctl(name) {
-            let why = "must have at most 253 characters and match regex \
-                ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
-            errors.push(FieldError::invalid(at, name, why));
-        } else if !names.insert(name.replace('/', ".")) {
-            errors.push(FieldError::duplicate(at, name));
-        }
-    }
-    if let Some(policy) = context.at(&["fsGroupChangePolicy"]).and_then(Value::as_str) {
-        one_of(errors, &format!("{at}.fsGroupChangePolicy"), policy, &["Always", "OnRootMismatch"]);
-    }
-    profile(errors, &format!("{at}.seccompProfile"), context.at(&["seccompProfile"]), "seccomp");
-    profile(errors, &format!("{at}.appArmorProfile"), context.at(&["appArmorProfile"]), "AppArmor");
-    if context.bool_at(&["windowsOptions", "hostProcess"]) && !spec.bool_at(&["hostNetwork"]) {
-        let at = at.replace(".securityContext", ".hostNetwork");
-        errors.push(FieldError::invalid(at, false, "hostNetwork must be true if pod contains any hostProcess containers"));
-    }
-}
-
-fn is_sysctl(name: &str) -> bool {
-    name.split(['.', '/']).all(|part| {
-        let b = part.as_bytes();
-        let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-        !b.is_empty() && edge(b[0]) && edge(b[b.len() - 1]) && b.iter().all(|c| edge(*c) || matches!(c, b'-' | b'_'))
-    })
-}
-
-fn profile(errors: &mut Errors, at: &str, profile: Option<&Value>, what: &str) {
-    let Some(profile) = profile else { return };
-    let kind = profile.str_at(&["type"]);
-    let local = profile.at(&["localhostProfile"]).is_some();
-    match kind {
-        "" => {
-            let field = at.rsplit('.').next().unwrap_or("");
-            errors.push(FieldError::required(format!("{at}.type"), format!("type is required when {field} is set")));
-        }
-        "Localhost" if !local => {
-            errors.push(FieldError::required(format!("{at}.localhostProfile"), format!("must be set when {what} type is Localhost")));
-        }
-        "Localhost" => {}
-        "RuntimeDefault" | "Unconfined" if local => {
-            let why = format!("can only be set when {what} type is Localhost");
-            errors.push(FieldError::invalid(format!("{at}.localhostProfile"), profile.str_at(&["localhostProfile"]), why));
-        }
-        "RuntimeDefault" | "Unconfined" => {}
-        other => errors.push(FieldError::not_supported(format!("{at}.type"), other, &["Localhost", "RuntimeDefault", "Unconfined"])),
-    }
-}
-
-fn container_security(errors: &mut Errors, at: &str, context: Option<&Value>) {
-    let Some(context) = context else { return };
-    for key in ["runAsUser", "runAsGroup"] {
-        id(errors, at, context, key);
-    }
-    profile(errors, &format!("{at}.seccompProfile"), context.at(&["seccompProfile"]), "seccomp");
-    profile(errors, &format!("{at}.appArmorProfile"), context.at(&["appArmorProfile"]), "AppArmor");
-    if context.get("allowPrivilegeEscalation").and_then(Value::as_bool) == Some(false) {
-        let at = format!("{at}.allowPrivilegeEscalation");
-        if context.bool_at(&["privileged"]) {
-            errors.push(FieldError::invalid(at.clone(), false, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true"));
-        }
-        let admin = context.list_at(&["capabilities", "add"]).iter().any(|c| matches!(c.as_str(), Some("CAP_SYS_ADMIN" | "SYS_ADMIN")));
-        if context.list_at(&["capabilities", "add"]).iter().any(|c| c.as_str() == Some("CAP_SYS_ADMIN")) && admin {
-            let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.push(FieldError::invalid(at, false, why));
-        }
-    }
-}
-
-/// `spec.ephemeralContainers` of a pod.
-pub fn ephemeral_containers(pod: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let empty = Value::map();
-    let spec = pod.get("spec").unwrap_or(&empty);
-    let others: HashSet<&str> =
-        ["containers", "initContainers"].into_iter().flat_map(|l| spec.list_at(&[l])).map(|c| c.str_at(&["name"])).collect();
-    let mut names: HashSet<&str> = others.clone();
-    let around = Surroundings {
-        spec,
-        host_network: spec.bool_at(&["hostNetwork"]),
-        volumes: spec.list_at(&["volumes"]).iter().map(|v| (v.str_at(&["name"]), v)).collect(),
-        claims: Vec::new(),
-        grace_seconds: 0,
-        is_template: false,
-    };
-    const FORBIDDEN: [&str; 7] = ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources", "resizePolicy"];
-    for (i, c) in spec.list_at(&["ephemeralContainers"]).iter().enumerate() {
-        let at = format!("spec.ephemeralContainers[{i}]");
-        container(&mut errors, &at, c, &around, &mut names);
-        let target = c.str_at(&["targetContainerName"]);
-        if !target.is_empty() && !others.contains(target) {
-            errors.push(FieldError::not_found(format!("{at}.targetContainerName"), target));
-        }
-        for key in FORBIDDEN {
-            let set = match c.get(key) {
-                None | Some(Value::Null) => false,
-                Some(Value::Map(m)) => key != "resources" || !m.is_empty(),
-                Some(Value::List(l)) => !l.is_empty(),
-                Some(Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Str(_)) => true,
-            };
-            if set {
-                errors.push(FieldError::forbidden(format!("{at}.{key}"), "cannot be set for an Ephemeral Container"));
-            }
-        }
-    }
-    errors
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Pure: what may change in a pod that exists: little in the spec, each subresource its own part.
 
 use super::pod_spec;
+use crate::api::schema;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::{Map, Value};
 
@@ -51,45 +52,55 @@ pub fn main(new: &Value, old: &Value) -> Vec<FieldError> {
             errors.push(FieldError::forbidden(format!("spec.{list}"), "pod updates may not add or remove containers"));
             return errors;
         }
+        for (i, c) in new_spec.list_at(&[list]).iter().enumerate() {
+            pod_spec::image(&mut errors, &format!("spec.{list}[{i}].image"), c.str_at(&["image"]));
+        }
     }
     deadline(&mut errors, &new_spec, &old_spec);
     tolerations(&mut errors, &new_spec, &old_spec);
     let gated = !old_spec.list_at(&["schedulingGates"]).is_empty();
     gates(&mut errors, &new_spec, &old_spec);
-    if errors.is_empty() && frozen(&new_spec, gated) != frozen(&old_spec, gated) {
-        errors.push(FieldError::forbidden("spec", ONLY));
-    }
-    for (list, at) in [("containers", "spec.containers"), ("initContainers", "spec.initContainers")] {
-        for (i, c) in new_spec.list_at(&[list]).iter().enumerate() {
-            pod_spec::image(&mut errors, &format!("{at}[{i}].image"), c.str_at(&["image"]));
-        }
+    let wanted = as_allowed(&new_spec, &old_spec, gated);
+    if bare(&wanted) != bare(&old_spec) {
+        let ty = schema::type_named("io.k8s.api.core.v1.PodSpec").expect("named from the table");
+        errors.push(FieldError::forbidden("spec", format!("{ONLY}\n{}", schema::diff(ty, &old_spec, &wanted, None))));
     }
     errors
 }
 
-/// The spec without what an update may touch, for comparison.
-fn frozen(spec: &Value, gated: bool) -> Value {
-    let mut spec = spec.clone();
+/// The new spec with what an update may touch as it was: nothing else may differ.
+fn as_allowed(new: &Value, old: &Value, gated: bool) -> Value {
+    let mut spec = new.clone();
+    let as_was = |spec: &mut Value, path: &[&str]| match old.at(path) {
+        Some(was) => spec.set(path, was.clone()),
+        None => drop(spec.remove(path)),
+    };
     for list in ["containers", "initContainers"] {
-        for c in spec.get_mut(list).and_then(Value::as_list_mut).into_iter().flatten() {
-            c.remove(&["image"]);
+        let now = spec.get_mut(list).and_then(Value::as_list_mut);
+        for (c, was) in now.into_iter().flatten().zip(old.list_at(&[list])) {
+            c.set(&["image"], was.str_at(&["image"]));
         }
     }
     for key in ["activeDeadlineSeconds", "tolerations", "schedulingGates"] {
-        spec.remove(&[key]);
+        as_was(&mut spec, &[key]);
     }
-    let grace = spec.i64_at(&["terminationGracePeriodSeconds"]).unwrap_or(30);
-    if grace < 0 {
-        spec.set(&["terminationGracePeriodSeconds"], 1);
+    let grace = |v: &Value| v.i64_at(&["terminationGracePeriodSeconds"]);
+    if grace(old).is_some_and(|g| g < 0) && grace(&spec) == Some(1) {
+        as_was(&mut spec, &["terminationGracePeriodSeconds"]);
     }
     if gated {
         // A gated pod may be narrowed: its node selector and affinity are still open.
-        spec.remove(&["nodeSelector"]);
-        spec.remove(&["affinity", "nodeAffinity"]);
+        as_was(&mut spec, &["nodeSelector"]);
+        as_was(&mut spec, &["affinity", "nodeAffinity"]);
         if spec.map_at(&["affinity"]).is_some_and(Map::is_empty) {
-            spec.remove(&["affinity"]);
+            as_was(&mut spec, &["affinity"]);
         }
     }
+    spec
+}
+
+fn bare(spec: &Value) -> Value {
+    let mut spec = spec.clone();
     drop_empty(&mut spec);
     spec
 }
@@ -128,7 +139,7 @@ fn tolerations(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
     let (is, was) = (new.list_at(&["tolerations"]), old.list_at(&["tolerations"]));
     if was.iter().any(|t| !is.contains(t) && !is.iter().any(|n| same_but_seconds(n, t))) {
         let why = "existing toleration can not be modified except its tolerationSeconds";
-        errors.push(FieldError::forbidden("spec.tolerations", why));
+        return errors.push(FieldError::forbidden("spec.tolerations", why));
     }
     pod_spec::tolerations(errors, "spec.tolerations", is);
 }
@@ -202,7 +213,7 @@ fn restarts(errors: &mut Vec<FieldError>, new: &Value, old: &Value, statuses: &s
 /// `/ephemeralcontainers`: add only.
 pub fn ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
     const AT: &str = "spec.ephemeralContainers";
-    let mut errors = pod_spec::ephemeral_containers(new);
+    let mut errors = Vec::new();
     let is = new.list_at(&["spec", "ephemeralContainers"]);
     for was in old.list_at(&["spec", "ephemeralContainers"]) {
         let name = was.str_at(&["name"]);
@@ -211,7 +222,8 @@ pub fn ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
                 errors.push(FieldError::forbidden(AT, format!("existing ephemeral containers \"{name}\" may not be removed\n")));
             }
             Some(i) if is[i] != *was => {
-                let why = format!("existing ephemeral containers \"{name}\" may not be changed\n");
+                let ty = schema::type_named("io.k8s.api.core.v1.EphemeralContainer").expect("named from the table");
+                let why = format!("existing ephemeral containers \"{name}\" may not be changed\n{}", schema::diff(ty, was, &is[i], None));
                 errors.push(FieldError::forbidden(AT, why));
             }
             Some(_) => {}
@@ -222,32 +234,103 @@ pub fn ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
 
 /// `/resize`: CPU and memory of a pod whose QoS class must not change by it.
 pub fn resize(new: &Value, old: &Value) -> Vec<FieldError> {
+    const ONLY: &str = "only cpu and memory resources are mutable";
     let mut errors = Vec::new();
-    for (list, at) in [("containers", "spec.containers"), ("initContainers", "spec.initContainers")] {
-        for (i, c) in new.list_at(&["spec", list]).iter().enumerate() {
-            let at = format!("{at}[{i}].resources");
-            pod_spec::resources(&mut errors, &at, c.get("resources"));
-            let before = old.list_at(&["spec", list]).get(i).and_then(|c| c.get("resources"));
-            only_cpu_and_memory(&mut errors, &at, c.get("resources"), before);
+    if super::qos::class(new) != super::qos::class(old) {
+        let shown = new.str_at(&["status", "qosClass"]);
+        errors.push(FieldError::invalid("spec", shown, "Pod QOS Class may not change as a result of resizing"));
+    }
+    let running = old.list_at(&["status", "containerStatuses"]).iter().find(|c| c.at(&["state", "running"]).is_some());
+    if running.is_some_and(|c| c.at(&["resources"]).is_none()) {
+        errors.push(FieldError::forbidden("spec", "Pod running on node without support for resize"));
+    }
+    let before = errors.len();
+    ["containers", "initContainers"].iter().for_each(|list| same_containers(&mut errors, list, new, old));
+    if errors.len() > before {
+        return errors;
+    }
+    for list in ["initContainers", "containers"] {
+        for (i, was) in old.list_at(&["spec", list]).iter().enumerate() {
+            let now = &new.list_at(&["spec", list])[i];
+            for amounts in ["requests", "limits"] {
+                let names = |v: &Value| -> Vec<String> {
+                    let map = v.map_at(&["resources", amounts]).into_iter().flat_map(|m| m.iter());
+                    map.map(|(name, _)| name.to_string()).collect()
+                };
+                if names(was).iter().any(|name| !names(now).contains(name)) {
+                    let why = format!("resource {amounts} cannot be removed");
+                    errors.push(FieldError::forbidden(format!("spec.{list}[{i}].resources.{amounts}"), why));
+                }
+            }
         }
     }
-    if super::qos::class(new) != super::qos::class(old) {
-        errors.push(FieldError::invalid("spec", super::qos::class(new), "Pod QOS Class may not change as a result of resizing"));
+    for (i, was) in old.list_at(&["spec", "containers"]).iter().enumerate() {
+        if !same_but_cpu_and_memory(&new.list_at(&["spec", "containers"])[i], was) {
+            errors.push(FieldError::forbidden("spec", ONLY));
+        }
+    }
+    for (i, was) in old.list_at(&["spec", "initContainers"]).iter().enumerate() {
+        let now = &new.list_at(&["spec", "initContainers"])[i];
+        let at = format!("spec.initContainers[{i}]");
+        if !same_but_cpu_and_memory(now, was) {
+            errors.push(FieldError::forbidden(at.clone(), "only cpu and memory resources for init or sidecar containers are mutable"));
+        }
+        if now != was && now.str_at(&["restartPolicy"]) != "Always" {
+            let restarts = |p: &&Value| p.str_at(&["restartPolicy"]) == "RestartContainer";
+            for _ in now.list_at(&["resizePolicy"]).iter().filter(restarts) {
+                let why = "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+                errors.push(FieldError::forbidden(at.clone(), why));
+            }
+        }
     }
     errors
 }
 
-fn only_cpu_and_memory(errors: &mut Vec<FieldError>, at: &str, new: Option<&Value>, old: Option<&Value>) {
-    let empty = Value::map();
-    for list in ["limits", "requests"] {
-        let others = |v: Option<&Value>| -> Map {
-            let map = v.unwrap_or(&empty).map_at(&[list]).cloned().unwrap_or_default();
-            map.into_iter().filter(|(name, _)| !matches!(name.as_str(), "cpu" | "memory")).collect()
-        };
-        if others(new) != others(old) {
-            errors.push(FieldError::forbidden(format!("{at}.{list}"), "only cpu and memory resources are mutable"));
-        }
+fn same_containers(errors: &mut Vec<FieldError>, list: &str, new: &Value, old: &Value) {
+    let (is, was) = (new.list_at(&["spec", list]), old.list_at(&["spec", list]));
+    if is.len() != was.len() {
+        let why = format!("{list} may not be added or removed on resize");
+        return errors.push(FieldError::forbidden(format!("spec.{list}"), why));
     }
+    for (i, _) in is.iter().zip(was).enumerate().filter(|(_, (n, o))| n.str_at(&["name"]) != o.str_at(&["name"])) {
+        let why = format!("{list} may not be renamed or reordered on resize");
+        errors.push(FieldError::forbidden(format!("spec.{list}[{i}].name"), why));
+    }
+}
+
+fn same_but_cpu_and_memory(a: &Value, b: &Value) -> bool {
+    let others = |v: &Value| {
+        let mut v = v.clone();
+        for list in ["requests", "limits"] {
+            for name in ["cpu", "memory"] {
+                v.remove(&["resources", list, name]);
+            }
+            if v.map_at(&["resources", list]).is_some_and(Map::is_empty) {
+                v.remove(&["resources", list]);
+            }
+        }
+        v.remove(&["resizePolicy"]);
+        drop_empty(&mut v);
+        v
+    };
+    others(a) == others(b)
+}
+
+/// Annotations that may neither come, nor change, nor go.
+pub fn annotations(new: &Value, old: &Value) -> Vec<FieldError> {
+    let empty = Map::new();
+    let of = |pod: &Value| pod.map_at(&["metadata", "annotations"]).unwrap_or(&empty).clone();
+    let (is, was) = (of(new), of(old));
+    let kind = |key: &str| match key {
+        "kubernetes.io/config.mirror" => Some("mirror pod annotation"),
+        key if key.starts_with("container.apparmor.security.beta.kubernetes.io/") => Some("AppArmor annotations"),
+        _ => None,
+    };
+    let refuse =
+        |key: &str, verb: &str, what: &str| FieldError::forbidden(format!("metadata.annotations[{key}]"), format!("may not {verb} {what}"));
+    let gone = was.iter().filter(|(k, v)| is.get(k) != Some(*v)).filter_map(|(k, _)| Some(refuse(k, "remove or update", kind(k)?)));
+    let come = is.iter().filter(|(k, _)| was.get(k).is_none()).filter_map(|(k, _)| Some(refuse(k, "add", kind(k)?)));
+    gone.chain(come).collect()
 }
 
 #[cfg(test)]
@@ -271,7 +354,7 @@ mod tests {
         assert_eq!(texts(image, old.clone()), Vec::<String>::new());
         assert_eq!(texts(with(&["spec", "activeDeadlineSeconds"], value!(5)), old.clone()), Vec::<String>::new());
         let hostname = texts(with(&["spec", "hostname"], value!("h")), old.clone());
-        assert_eq!(hostname, [format!("spec: Forbidden: {ONLY}")]);
+        assert!(hostname[0].starts_with(&format!("spec: Forbidden: {ONLY}\n@@")), "{hostname:?}");
         let two = with(&["spec", "containers"], value!([{"name": "c", "image": "a:1"}, {"name": "d", "image": "a:1"}]));
         assert_eq!(texts(two, old.clone()), ["spec.containers: Forbidden: pod updates may not add or remove containers"]);
         let empty = with(&["spec", "volumes"], value!([]));

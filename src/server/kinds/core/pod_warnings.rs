@@ -125,7 +125,7 @@ fn repeated(out: &mut Vec<String>, at: &str, items: &[Value], key: &str) {
 fn fractions(out: &mut Vec<String>, at: &str, amounts: Option<&Value>) {
     for name in ["memory", "ephemeral-storage"] {
         let Some(text) = amounts.and_then(|a| a.get(name)).and_then(Value::as_str) else { continue };
-        if Quantity::parse(text).is_ok_and(|q| q.milli_value() % 1000 != 0) {
+        if Quantity::parse(text).is_ok_and(|q| q.value() < i128::from(i64::MAX) / 1000 && q.milli_value() % 1000 != 0) {
             out.push(format!("{at}[{name}]: fractional byte value {} is invalid, must be an integer", go_quote(text)));
         }
     }

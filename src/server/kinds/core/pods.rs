@@ -94,17 +94,25 @@ impl Strategy for Pods {
         super::pod_spec::pod(object)
     }
     fn validate_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
-        pod_update::main(new, old)
+        let mut errors = super::pod_spec::any_pod(new);
+        errors.extend(pod_update::annotations(new, old));
+        errors.extend(pod_update::main(new, old));
+        errors
     }
     fn validate_status_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         pod_update::status(new, old)
     }
     fn validate_subresource_update(&self, context: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = super::pod_spec::any_pod(new);
         match context.subresource.as_str() {
-            "ephemeralcontainers" => pod_update::ephemeral_containers(new, old),
-            "resize" => pod_update::resize(new, old),
-            _ => Vec::new(),
+            "ephemeralcontainers" => {
+                errors.extend(pod_update::annotations(new, old));
+                errors.extend(pod_update::ephemeral_containers(new, old));
+            }
+            "resize" => errors.extend(pod_update::resize(new, old)),
+            _ => {}
         }
+        errors
     }
     fn warnings(&self, _: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
         if old.is_some() { Vec::new() } else { super::pod_warnings::warnings("", object) }

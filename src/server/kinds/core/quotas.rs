@@ -29,6 +29,12 @@ pub fn rows() -> Vec<Plain> {
         Plain {
             create_on_update: true,
             default: |o| pod_defaults::each(o.make_map(&["spec"]), "limits", default_limits),
+            // The one kind that needs no name.
+            prepare: |_, o| {
+                if o.str_at(&["metadata", "name"]).is_empty() {
+                    o.set(&["metadata", "name"], crate::server::verbs::uid());
+                }
+            },
             rules: |new, _| limit_range(new),
             ..plain(
                 &resource::LIMITRANGES,

@@ -316,6 +316,10 @@ fn families(context: &Context, service: &mut Value) -> Result<()> {
     let policy = service.str_at(&["spec", "ipFamilyPolicy"]).to_string();
     let mut families: Vec<String> = service.list_at(&["spec", "ipFamilies"]).iter().filter_map(Value::as_str).map(str::to_string).collect();
     let bare = is_headless(service) && service.map_at(&["spec", "selector"]).is_none_or(Map::is_empty);
+    // Nothing said is not the same as saying nothing.
+    if policy.is_empty() && service.at(&["spec", "ipFamilyPolicy"]).is_some() {
+        return Ok(());
+    }
     let policy = match policy.as_str() {
         "" if bare => "RequireDualStack".to_string(),
         "" => "SingleStack".to_string(),

@@ -25,6 +25,14 @@ pub fn before_allocation(service: &Value) -> Errors {
 
 pub fn update(new: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
+    // Addresses are seen to before anything else is looked at.
+    if let Some(spec) = new.get("spec").filter(|s| s.str_at(&["type"]) != "ExternalName") {
+        cluster_ips(&mut errors, spec, spec.str_at(&["type"]));
+        families(&mut errors, spec, spec.str_at(&["type"]));
+        if !errors.is_empty() {
+            return errors;
+        }
+    }
     let kind = |s: &Value| s.str_at(&["spec", "type"]).to_string();
     let (was, is) = (old.list_at(&["spec", "clusterIPs"]), new.list_at(&["spec", "clusterIPs"]));
     let keeps = kind(old) != "ExternalName" && kind(new) != "ExternalName";
@@ -211,7 +219,7 @@ fn families(errors: &mut Errors, spec: &Value, kind: &str) {
             errors.push(FieldError::duplicate(at, *family));
         }
     }
-    if !policy.is_empty() {
+    if spec.at(&["ipFamilyPolicy"]).is_some() {
         one_of(errors, "spec.ipFamilyPolicy", policy, &["PreferDualStack", "RequireDualStack", "SingleStack"]);
     }
     if policy == "SingleStack" && families.len() == 2 && seen.len() == 2 {
@@ -322,7 +330,8 @@ pub fn status(service: &Value) -> Errors {
     let mut errors = Errors::new();
     let ingress = service.list_at(&["status", "loadBalancer", "ingress"]);
     if !ingress.is_empty() && service.str_at(&["spec", "type"]) != "LoadBalancer" {
-        errors.push(FieldError::forbidden("status.loadBalancer.ingress", "may only be used when `spec.type` is LoadBalancer"));
+        errors.push(FieldError::forbidden("status.loadBalancer.ingress", "may only be used when `spec.type` is 'LoadBalancer'"));
+        return errors;
     }
     for (i, entry) in ingress.iter().enumerate() {
         let at = format!("status.loadBalancer.ingress[{i}]");

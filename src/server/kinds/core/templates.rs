@@ -6,16 +6,19 @@ use crate::server::cursor::At;
 use crate::server::kinds::core::{pod_defaults, print_labels};
 use crate::server::kinds::plain::{Cell, Plain, integer, plain, string};
 use crate::server::kinds::workload;
-use crate::server::strategy::{Column, Propagation, Selectable};
+use crate::server::strategy::{Column, NameRule, Propagation, Selectable};
+use crate::server::validation;
 
 pub fn rows() -> Vec<Plain> {
     vec![
         Plain {
+            name_rule: NameRule::Custom(validation::long_name),
             default: default_controller,
             prepare: |_, o| {
                 o.set(&["status", "replicas"], 0);
-                pod_defaults::drop_disabled(o.make_map(&["spec", "template", "spec"]));
+                drop_from_template(o);
             },
+            prepare_update: |_, new, _| drop_from_template(new),
             rules: |new, _| controller(&new.get("spec")),
             status_rules: |new, _| {
                 let status = new.get("status");
@@ -65,6 +68,7 @@ pub fn rows() -> Vec<Plain> {
         Plain {
             default: |o| pod_defaults::template(o.make_map(&[]).slot("template")),
             prepare: |_, o| pod_defaults::drop_disabled(o.make_map(&["template", "spec"])),
+            prepare_update: |_, new, _| pod_defaults::drop_disabled(new.make_map(&["template", "spec"])),
             rules: |new, _| workload::template(&new.get("template")),
             warnings: |new, old| workload::template_warnings(new, old, &["template"]),
             generation: true,
@@ -85,6 +89,12 @@ pub fn rows() -> Vec<Plain> {
 
 fn containers(template: &Value, key: &str) -> String {
     template.list_at(&["template", "spec", "containers"]).iter().map(|c| c.str_at(&[key])).collect::<Vec<_>>().join(",")
+}
+
+fn drop_from_template(controller: &mut Value) {
+    if controller.at(&["spec", "template"]).is_some() {
+        pod_defaults::drop_disabled(controller.make_map(&["spec", "template", "spec"]));
+    }
 }
 
 fn default_controller(object: &mut Value) {

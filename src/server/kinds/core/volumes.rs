@@ -1,10 +1,11 @@
 //! Where data lives: what makes a volume source valid, in pods and in persistent volumes, and persistent volumes themselves.
 
 use crate::api::resource;
+use crate::api::schema;
 use crate::api::status::FieldError;
 use crate::api::value::Value;
 use crate::server::cursor::{At, same};
-use crate::server::kinds::core::{pod_defaults, pod_spec};
+use crate::server::kinds::core::{pod_defaults, pod_env, pod_spec};
 use crate::server::kinds::plain::{Cell, Plain, plain, string};
 use crate::server::strategy::{Column, Selectable};
 use crate::server::validation;
@@ -23,11 +24,13 @@ pub fn rows() -> Vec<Plain> {
             let name = new.at(&["metadata", "name"]);
             spec(&new.get("spec"), name.str(), false, old.map(|o| o.get("spec")).as_ref());
             if let Some(old) = old {
+                // As a volume, and as a changed one.
+                spec(&new.get("spec"), name.str(), false, Some(&old.get("spec")));
                 update(&new.get("spec"), &old.get("spec"));
             }
         },
         status_rules: |_, _| {},
-        warnings: |new, _| source_warnings("spec", new.at(&["spec"]).unwrap_or(&Value::Null)),
+        warnings: |new, _| volume_warnings(new),
         selectable: const { &[Selectable::new("name", &["metadata", "name"])] },
         ..plain(
             &resource::PERSISTENTVOLUMES,
@@ -151,7 +154,7 @@ pub fn spec(spec: &At, name: &str, inline: bool, old: Option<&At>) {
     if !inline {
         capacity.must();
         if !capacity.get("storage").is_set() || capacity.len() > 1 {
-            capacity.over(Some(if capacity.is_empty() { &EMPTY_MAP } else { capacity.value })).unsupported(&["storage"]);
+            capacity.unsupported(&["storage"]);
         }
         for (_, amount) in capacity.entries() {
             let Some(q) = amount.quantity() else { continue };
@@ -226,8 +229,6 @@ pub fn spec(spec: &At, name: &str, inline: bool, old: Option<&At>) {
     }
 }
 
-static EMPTY_MAP: Value = Value::Map(crate::api::value::Map::EMPTY);
-
 fn update(spec: &At, old: &At) {
     let sources = |at: &At| -> Value {
         let mut value = Value::map();
@@ -244,7 +245,10 @@ fn update(spec: &At, old: &At) {
         new.remove(&EXPAND);
     }
     if !same(&new, &was) {
-        spec.called("spec.persistentvolumesource").forbidden("spec.persistentvolumesource is immutable after creation");
+        let ty = schema::type_named("io.k8s.api.core.v1.PersistentVolumeSpec").expect("named from the table");
+        let why = schema::diff(ty, &was, &new, Some(&PERSISTENT_SOURCES));
+        let source = spec.called("spec.persistentvolumesource");
+        source.forbidden(format!("spec.persistentvolumesource is immutable after creation\n{why}"));
     }
     spec.get("volumeMode").called("volumeMode").immutable(&old.get("volumeMode"));
     let (affinity, before) = (spec.get("nodeAffinity"), old.get("nodeAffinity"));
@@ -606,12 +610,12 @@ fn downward_files(called: &At, items: &At) {
         unreserved(&item.get("path"));
         let (field, amount) = (item.get("fieldRef"), item.get("resourceFieldRef"));
         if field.is_set() {
-            field.with(|errors, at| pod_spec::volume_field_ref(errors, at, field.value));
+            pod_env::field_ref(&field, &pod_env::VOLUME_FIELDS);
             if amount.is_set() {
                 item.invalid_as("resource", "fieldRef and resourceFieldRef can not be specified simultaneously");
             }
         } else if amount.is_set() {
-            amount.with(|errors, at| pod_spec::resource_field_ref(errors, at, amount.value, true));
+            pod_env::resource_field_ref(&amount, true);
         } else {
             item.required("one of fieldRef and resourceFieldRef is required");
         }
@@ -916,6 +920,26 @@ pub fn source_warnings(at: &str, holder: &Value) -> Vec<String> {
         ("rbd", "rbd", "deprecated in v1.28, non-functional in v1.31+"),
     ];
     GONE.iter().filter(|(source, _, _)| holder.at(&[source]).is_some()).map(|(_, called, why)| format!("{at}.{called}: {why}")).collect()
+}
+
+/// The same of a volume of the cluster.
+fn volume_warnings(volume: &Value) -> Vec<String> {
+    const ANNOTATIONS: [(&str, &str); 2] = [
+        ("volume.beta.kubernetes.io/storage-class", "deprecated since v1.8; use \"storageClassName\" attribute instead"),
+        ("volume.beta.kubernetes.io/mount-options", "deprecated since v1.31; use \"mountOptions\" attribute instead"),
+    ];
+    const WARNED_OF: [&str; 6] = ["cephfs", "photonPersistentDisk", "scaleIO", "storageOS", "glusterfs", "rbd"];
+    let annotated = |key: &str| volume.at(&["metadata", "annotations", key]).is_some();
+    let mut texts: Vec<String> =
+        ANNOTATIONS.iter().filter(|(key, _)| annotated(key)).map(|(key, why)| format!("metadata.annotations[{key}]: {why}")).collect();
+    if volume.str_at(&["spec", "persistentVolumeReclaimPolicy"]) == "Recycle" {
+        let why = "The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.";
+        texts.push(format!("spec.persistentVolumeReclaimPolicy: {why}"));
+    }
+    let sources = source_warnings("spec", volume.get("spec").unwrap_or(&Value::Null));
+    let of = |source: &&str| sources.iter().find(|w| w.starts_with(&format!("spec.{source}:"))).cloned();
+    texts.extend(WARNED_OF.iter().filter_map(|source| of(&source)));
+    texts
 }
 
 #[cfg(test)]
