@@ -175,6 +175,8 @@ impl Linux {
         let inner = self.inner.clone();
         blocking(move || {
             unmount(&inner.config.run_dir);
+            // In-memory volumes of pods the daemon was about to forget when it ended.
+            unmount_below(&inner.config.data_dir.join("pods"));
             inner.cgroups.remove(inner.cgroups.root()).map_err(io_error("remove cgroup", Path::new(inner.cgroups.root())))
         })
         .await
