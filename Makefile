@@ -1,7 +1,7 @@
 # The commands of the README. Each installs what it needs (Debian packages, as root) and says so.
 
 TARGET := x86_64-unknown-linux-gnu
-.PHONY: build run test bench oracle conformance conformance-smoke needs test-needs fmt
+.PHONY: build run test vm bench oracle conformance conformance-smoke needs test-needs fmt
 
 # A static, non-PIE, stripped executable.
 build: needs
@@ -30,6 +30,10 @@ conformance-smoke: needs
 # The recorded answers of upstream's API server: all, or ORACLE=<name or prefix>. See tests/oracle/README.md.
 oracle: needs
 	cargo test --locked --test it oracle::recorded_answers -- --nocapture
+
+# A minute and some downloads, so not part of `test`: limits and OOM kills on cgroup v2, under a Debian kernel in qemu.
+vm: build test-needs
+	tests/vm/check target/coracle
 
 bench: build
 	cargo bench --locked
