@@ -42,7 +42,9 @@ pub fn decode(ty: TypeRef, bytes: &[u8]) -> Result<(Value, Vec<String>), String>
 
 /// Puts a tree made by other means (a patch, YAML, code) through the same check; drops what [`decode`] would drop.
 pub fn conform(ty: TypeRef, value: &mut Value) -> Result<Vec<String>, String> {
-    let (conformed, reports) = decode(ty, &to_vec(value))?;
+    let mut bytes = Vec::with_capacity(1024);
+    write_as(value, Whole::AsFloat, &mut bytes);
+    let (conformed, reports) = decode(ty, &bytes)?;
     *value = conformed;
     Ok(reports)
 }
@@ -95,12 +97,90 @@ pub fn to_vec(value: &Value) -> Vec<u8> {
 
 /// Compact JSON, escaped as Go does.
 pub fn write(value: &Value, out: &mut Vec<u8>) {
+    write_as(value, Whole::AsInteger, out);
+}
+
+/// Compact JSON with members in the order of Go's structs, which is how upstream shows an object that a patch went into: what
+/// the patch itself `touched` (a tree of maps) was taken apart and is sorted.
+pub fn to_vec_in_go_order(ty: TypeRef, value: &Value, touched: &Value) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
+    write_in_go_order(Some(ty), value, Some(touched), &mut out);
+    out
+}
+
+fn write_in_go_order(ty: Option<TypeRef>, value: &Value, touched: Option<&Value>, out: &mut Vec<u8>) {
+    let below = |key: &str| touched.and_then(|t| t.get(key)).filter(|t| matches!(t, Value::Map(_)));
+    match value {
+        Value::Map(map) => {
+            let mut members: Vec<(&str, &Value)> = map.iter().collect();
+            if let (Some(ty), None) = (ty, touched) {
+                members.sort_by_key(|(key, _)| ty.field(key).map_or(u16::MAX, |f| f.order));
+            }
+            out.push(b'{');
+            for (i, (key, member)) in members.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                write_str(key, out);
+                out.push(b':');
+                let field = ty.and_then(|t| t.field(key));
+                match (field, member) {
+                    (Some(field), Value::Map(entries)) if field.map => write_entries(field.message(), entries, below(key), out),
+                    _ => write_in_go_order(field.and_then(Field::message), member, below(key), out),
+                }
+            }
+            out.push(b'}');
+        }
+        Value::List(items) => {
+            out.push(b'[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                write_in_go_order(ty, item, below(&i.to_string()), out);
+            }
+            out.push(b']');
+        }
+        scalar => write_as(scalar, Whole::AsFloat, out),
+    }
+}
+
+/// The entries of a map: sorted, and each of type `ty`.
+fn write_entries(ty: Option<TypeRef>, entries: &Map, touched: Option<&Value>, out: &mut Vec<u8>) {
+    out.push(b'{');
+    for (i, (key, value)) in entries.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_str(key, out);
+        out.push(b':');
+        write_in_go_order(ty, value, touched.and_then(|t| t.get(key)), out);
+    }
+    out.push(b'}');
+}
+
+/// How floats without a fraction are written.
+#[derive(Clone, Copy)]
+enum Whole {
+    /// `4`, as Go does.
+    AsInteger,
+    /// `4.0`: they stay what they are.
+    AsFloat,
+}
+
+fn write_as(value: &Value, whole: Whole, out: &mut Vec<u8>) {
     match value {
         Value::Null => out.extend_from_slice(b"null"),
         Value::Bool(true) => out.extend_from_slice(b"true"),
         Value::Bool(false) => out.extend_from_slice(b"false"),
         Value::Int(i) => write_int(*i, out),
-        Value::Float(f) => write_float(*f, out),
+        Value::Float(f) => {
+            let start = out.len();
+            write_float(*f, out);
+            if matches!(whole, Whole::AsFloat) && out[start..].iter().all(|b| b.is_ascii_digit() || *b == b'-') {
+                out.extend_from_slice(b".0");
+            }
+        }
         Value::Str(s) => write_str(s, out),
         Value::List(items) => {
             out.push(b'[');
@@ -108,7 +188,7 @@ pub fn write(value: &Value, out: &mut Vec<u8>) {
                 if i > 0 {
                     out.push(b',');
                 }
-                write(item, out);
+                write_as(item, whole, out);
             }
             out.push(b']');
         }
@@ -120,7 +200,7 @@ pub fn write(value: &Value, out: &mut Vec<u8>) {
                 }
                 write_str(key, out);
                 out.push(b':');
-                write(member, out);
+                write_as(member, whole, out);
             }
             out.push(b'}');
         }

@@ -70,8 +70,10 @@ pub struct Field {
     pub patch_merge_key: &'static str,
     /// `merge`, `replace`, `retainKeys`, `merge,retainKeys` or empty.
     pub patch_strategy: &'static str,
-    /// Apply treats the map or struct in this field as one value.
-    pub map_atomic: bool,
+    /// Whether apply treats the map or struct in this field as one value; a struct's own type says so where this does not.
+    pub map_type: MapType,
+    /// Place among the fields as Go declares them, which is the order Go prints them in.
+    pub order: u16,
     /// JSON text of the default OpenAPI publishes (mostly zero values); empty if there is none.
     pub default: &'static str,
     pub enum_values: Vec<&'static str>,
@@ -119,6 +121,13 @@ pub enum ListType {
     Atomic,
     Set,
     Map,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapType {
+    Unset,
+    Atomic,
+    Granular,
 }
 
 struct Table {
@@ -428,7 +437,8 @@ fn flatten(i: usize, rows: &[Vec<Row>], embedded_in: &[&'static str], fields: &m
                 if row.field.number > 0 {
                     wire.push(Wire::Field(row.field.number, fields.len() as u16));
                 }
-                fields.push(row.field.copy(embedded_in));
+                let order = fields.len() as u16;
+                fields.push(Field { order, ..row.field.copy(embedded_in) });
             }
         }
     }
@@ -504,7 +514,12 @@ impl Row {
             list_map_keys: split(keys, ','),
             patch_merge_key,
             patch_strategy,
-            map_atomic: map_type == "atomic",
+            map_type: match map_type {
+                "atomic" => MapType::Atomic,
+                "granular" => MapType::Granular,
+                _ => MapType::Unset,
+            },
+            order: 0,
             default,
             enum_values: split(values, '|'),
             go_type,

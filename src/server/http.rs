@@ -240,7 +240,7 @@ impl Front {
         let permit = self.requests.clone().try_acquire_owned();
         let _permit = permit.map_err(|_| Refused::flow(Status::too_many_requests("too many requests, please try again later.", 1)))?;
         let served = tokio::time::timeout(timeout, self.pipeline.serve(request)).await;
-        let (outcome, warnings) =
+        let (outcome, mut warnings) =
             served.map_err(|_| Refused::flow(Status::timeout("Timeout: request did not complete within the allotted timeout", 0)))?;
         let mut response = match outcome {
             Ok(Outcome::Unary(request::Response::List(list)))
@@ -257,8 +257,8 @@ impl Front {
             Ok(Outcome::Watch(_)) => return Err(Status::internal("a watch answered a unary request").into()),
             Err(status) => self.refusal(&Refused::flow(status), &accept),
         };
+        warnings.extend(deprecation(row));
         add_warnings(response.headers_mut(), warnings);
-        add_warnings(response.headers_mut(), deprecation(row));
         Ok(self.with_flow_headers(response))
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::api::resource::{ALL, Resource, Subresource};
-use crate::api::schema::{Field, Kind, ListType, TypeRef, type_of};
+use crate::api::schema::{Field, Kind, ListType, MapType, TypeRef, type_of};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
@@ -314,7 +314,14 @@ fn field_schema(field: &Field) -> Value {
         ("x-kubernetes-list-type", list_type),
         ("x-kubernetes-patch-merge-key", field.patch_merge_key),
         ("x-kubernetes-patch-strategy", field.patch_strategy),
-        ("x-kubernetes-map-type", if field.map_atomic { "atomic" } else { "" }),
+        (
+            "x-kubernetes-map-type",
+            match field.map_type {
+                MapType::Unset => "",
+                MapType::Atomic => "atomic",
+                MapType::Granular => "granular",
+            },
+        ),
     ];
     for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
         members.insert(key.into(), text.into());

@@ -4,7 +4,7 @@
 //! (patch items first, unless both sides know a server item's place). Directives: `$patch`, `$retainKeys`,
 //! `$deleteFromPrimitiveList/x`, `$setElementOrder/x`. Malformed strategic patches are upstream's plain 500s.
 
-use crate::api::schema::{Kind, TypeRef};
+use crate::api::schema::{Field, Kind, TypeRef};
 use crate::api::status::{Result, Status};
 use crate::api::value::{Map, Value};
 
@@ -43,6 +43,21 @@ pub fn unknown_operation_members(patch: &Value) -> Vec<String> {
         }
     }
     unknown
+}
+
+/// The containers a JSON patch goes into, as a tree of maps.
+pub fn touched(patch: &Value) -> Value {
+    let mut tree = Value::map();
+    for operation in patch.as_list().unwrap_or(&[]) {
+        for member in ["path", "from"] {
+            let path = pointer(operation.str_at(&[member]));
+            if let Some((_, parents)) = path.split_last() {
+                let parents: Vec<&str> = parents.iter().map(String::as_str).collect();
+                tree.make_map(&parents);
+            }
+        }
+    }
+    tree
 }
 
 fn rejected() -> Status {
@@ -176,6 +191,55 @@ fn not_a_map(prefix: &str, value: &Value) -> Status {
 }
 
 // --- strategic merge
+
+/// Whether a tree can become an object of type `ty` the way upstream makes one of a merged tree, which has words of its own.
+pub fn restorable(ty: TypeRef, value: &Value) -> std::result::Result<(), String> {
+    let mut fields: Vec<&'static Field> = ty.fields().collect();
+    fields.sort_by_key(|f| f.order);
+    let found = |v: &Value| match v {
+        Value::List(_) => "slice",
+        Value::Str(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Int(_) => "int64",
+        Value::Float(_) => "float64",
+        Value::Map(_) | Value::Null => "map",
+    };
+    let Value::Map(members) = value else {
+        return if value.is_null() { Ok(()) } else { Err(format!("cannot restore struct from: {}", found(value))) };
+    };
+    for (field, value) in fields.into_iter().filter_map(|f| members.get(f.json_name).map(|v| (f, v))) {
+        match (field.repeated, field.map, value) {
+            (_, _, Value::Null) => {}
+            (true, _, Value::List(items)) => items.iter().try_for_each(|item| restorable_one(field, item))?,
+            (true, _, other) => return Err(format!("cannot restore slice from {}", found(other))),
+            (_, true, Value::Map(entries)) => entries.iter().try_for_each(|(_, entry)| restorable_one(field, entry))?,
+            (_, true, other) => return Err(format!("cannot restore map from {}", found(other))),
+            (false, false, one) => restorable_one(field, one)?,
+        }
+    }
+    Ok(())
+}
+
+fn restorable_one(field: &'static Field, value: &Value) -> std::result::Result<(), String> {
+    let kind = match field.kind {
+        Kind::Message(ty) => return restorable(ty, value),
+        Kind::Bool => "bool",
+        Kind::Int32 => "int32",
+        Kind::Int64 => "int64",
+        Kind::Float64 => "float64",
+        Kind::String => "string",
+        // These have decoders of their own.
+        _ => return Ok(()),
+    };
+    match value {
+        Value::Map(_) | Value::List(_) => Err(format!("unrecognized type: {kind}")),
+        Value::Str(_) if kind != "string" => Err(format!("unrecognized type: {kind}")),
+        Value::Bool(_) if kind != "bool" => Err(format!("unrecognized type: {kind}")),
+        Value::Int(_) | Value::Float(_) if kind == "bool" => Err(format!("unrecognized type: {kind}")),
+        Value::Int(_) if kind == "string" => Err(format!("cannot convert int64 to {}", field.element_go_type())),
+        _ => Ok(()),
+    }
+}
 
 const PATCH: &str = "$patch";
 const RETAIN: &str = "$retainKeys";

@@ -237,7 +237,8 @@ impl RowVersions<'_> {
 
 impl Versions for RowVersions<'_> {
     fn type_of(&self, api_version: &str) -> Option<TypeRef> {
-        self.find(api_version).map(Row::type_ref)
+        // Another group's kind is not a version of this one, even if it shows the same objects.
+        self.find(api_version).filter(|r| r.resource.group == self.row.resource.group).map(Row::type_ref)
     }
 
     fn convert(&self, tree: &Value, from: &str, to: &str) -> Option<Value> {

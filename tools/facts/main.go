@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	admission "k8s.io/api/admission/v1"
+	admissionbeta "k8s.io/api/admission/v1beta1"
 	admissionregistration "k8s.io/api/admissionregistration/v1"
 	apidiscovery "k8s.io/api/apidiscovery/v2"
 	apidiscoverybeta "k8s.io/api/apidiscovery/v2beta1"
@@ -31,6 +32,7 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	events "k8s.io/api/events/v1"
 	flowcontrol "k8s.io/api/flowcontrol/v1"
+	imagepolicy "k8s.io/api/imagepolicy/v1alpha1"
 	networking "k8s.io/api/networking/v1"
 	node "k8s.io/api/node/v1"
 	policy "k8s.io/api/policy/v1"
@@ -39,10 +41,14 @@ import (
 	scheduling "k8s.io/api/scheduling/v1"
 	storage "k8s.io/api/storage/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apiextensionsbeta "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1beta1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
+	everything "k8s.io/client-go/kubernetes/scheme"
 	apiregistration "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	apiregistrationbeta "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1beta1"
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 	"k8s.io/kubernetes/pkg/generated/openapi"
@@ -106,6 +112,7 @@ func main() {
 		r.kinds[t] = append(r.kinds[t], gvk.GroupVersion().String()+" "+gvk.Kind)
 		r.visit(t)
 	}
+	r.visit(reflect.TypeOf(version.Info{}))
 	for len(r.queue) > 0 {
 		t := r.queue[0]
 		r.queue = r.queue[1:]
@@ -157,17 +164,49 @@ func (r *run) print() {
 	out := bufio.NewWriter(os.Stdout)
 	defer out.Flush()
 	fmt.Fprintln(out, "# Types of the Kubernetes 1.36.3 API, written by tools/facts; never edited by hand. Columns, separated by tabs:")
-	fmt.Fprintln(out, "# T  name  Go name  kinds (apiVersion Kind, joined by |)  map type")
-	fmt.Fprintln(out, "# F  JSON name  protobuf number (0: none)  shape ([] list, {} map) and kind  Go type  flags (p pointer, o omitempty, z omitzero, i inline)")
+	fmt.Fprintln(out, "# G  every group version upstream knows, served or not (joined by |)")
+	fmt.Fprintln(out, "# T  name  Go name  kinds (apiVersion Kind, joined by |)  map type  unions (JSON)")
+	fmt.Fprintln(out, "# F  JSON name  protobuf number (0: none)  shape ([] list, {} map) and kind  Go type")
+	fmt.Fprintln(out, "#    flags (p pointer, o omitempty, z omitzero, i inline, r required by OpenAPI)")
 	fmt.Fprintln(out, "#    list type  list map keys  patch merge key  patch strategy  map type  default (JSON)  enum (joined by |)")
+	row(out, "G", strings.Join(groupVersions(), "|"))
 	for _, t := range types {
 		def := r.defs[model(t)]
 		sort.Strings(r.kinds[t])
-		row(out, "T", model(t), t.Name(), strings.Join(r.kinds[t], "|"), text(def.Extensions["x-kubernetes-map-type"]))
+		unions := ""
+		if u := def.Extensions["x-kubernetes-unions"]; u != nil {
+			b, err := json.Marshal(u)
+			if err != nil {
+				panic(err)
+			}
+			unions = string(b)
+		}
+		row(out, "T", model(t), t.Name(), strings.Join(r.kinds[t], "|"), text(def.Extensions["x-kubernetes-map-type"]), unions)
 		for i := range t.NumField() {
 			r.field(out, t.Field(i), def)
 		}
 	}
+}
+
+// Every group version with options of its own: DeleteOptions and WatchEvent are published under all of them.
+func groupVersions() []string {
+	scheme := everything.Scheme
+	for _, add := range []func(*runtime.Scheme) error{
+		admission.AddToScheme, admissionbeta.AddToScheme, apiextensions.AddToScheme, apiextensionsbeta.AddToScheme,
+		apiregistration.AddToScheme, apiregistrationbeta.AddToScheme, imagepolicy.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			panic(err)
+		}
+	}
+	var all []string
+	for gvk := range scheme.AllKnownTypes() {
+		if gvk.Kind == "DeleteOptions" && gvk.Version != runtime.APIVersionInternal {
+			all = append(all, gvk.GroupVersion().String())
+		}
+	}
+	sort.Strings(all)
+	return all
 }
 
 func row(out *bufio.Writer, cells ...string) {
@@ -222,6 +261,11 @@ func (r *run) field(out *bufio.Writer, f reflect.StructField, def spec.Schema) {
 	}
 	if name == "" {
 		name = f.Name
+	}
+	for _, required := range def.Required {
+		if required == name {
+			flags += "r"
+		}
 	}
 	number := "0"
 	if tag := f.Tag.Get("protobuf"); tag != "" && tag != "-" {

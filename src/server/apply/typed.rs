@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::json;
-use crate::api::schema::{Field, Kind, ListType, TypeRef};
+use crate::api::schema::{Field, Kind, ListType, MapType, TypeRef};
 use crate::api::value::{Map, Value};
 use crate::server::patch::go;
 
@@ -74,12 +74,14 @@ impl Node {
                 let names = Names::of(field);
                 (Shape::List(names, Node::Element(field)), matches!(names, Names::Index))
             }
-            Node::Field(field) if field.map => (Shape::Map(Node::Element(field)), field.map_atomic),
+            Node::Field(field) if field.map => (Shape::Map(Node::Element(field)), field.map_type == MapType::Atomic),
             Node::Field(field) => {
                 let (shape, is_leaf) = shape_of(field.kind);
-                // The one reference whose members have owners of their own.
-                let granular = field.json_name == "claimRef";
-                (shape, (is_leaf && !granular) || field.map_atomic)
+                match (field.map_type, shape) {
+                    (MapType::Granular, Shape::Struct(_)) => (shape, false),
+                    (MapType::Granular | MapType::Unset, _) => (shape, is_leaf),
+                    (MapType::Atomic, _) => (shape, true),
+                }
             }
             Node::Element(field) => shape_of(field.kind),
             Node::Free => (Shape::Free, false),

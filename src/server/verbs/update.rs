@@ -82,11 +82,15 @@ impl Pipeline {
         let patch = parse_patch(&request, patch_type)?;
         let make = |old: &Object| -> Result<Wanted> {
             let mut value = row.serve(old);
+            let refuse = |why: &str| unpatchable(row, old, patch_type, &patch, why);
             let mut texts = apply(row, patch_type, &mut value, &patch)?;
-            let unknown = json::conform(row.type_ref(), &mut value).map_err(|e| unpatchable(patch_type, &value, &patch, &e))?;
+            if patch_type == PatchType::Strategic {
+                patch::restorable(row.type_ref(), &value).map_err(|e| refuse(&e))?;
+            }
+            let unknown = json::conform(row.type_ref(), &mut value).map_err(|e| refuse(&e))?;
             texts.extend(unknown);
-            let warnings = super::field_validation(&request.options, texts, |text| unpatchable(patch_type, &value, &patch, text))?;
-            check_patched_kind(row, patch_type, &value, &patch)?;
+            let warnings = super::field_validation(&request.options, texts, refuse)?;
+            check_patched_kind(row, &value).map_err(|e| refuse(&e))?;
             value.set(&["apiVersion"], row.resource.api_version());
             value.set(&["kind"], row.resource.kind);
             check_name(&request, &value)?;
@@ -281,7 +285,7 @@ fn restore_metadata(new: &mut Value, old: &Value) {
     }
     for field in ["uid", "creationTimestamp", "resourceVersion"] {
         let is_absent = metadata.get(field).is_none_or(|v| v.is_null() || v.as_str() == Some(""));
-        if let Some(value) = kept(field).filter(|_| is_absent || field == "resourceVersion") {
+        if let Some(value) = kept(field).filter(|_| is_absent || field != "uid") {
             metadata.insert(field, value);
         }
     }
@@ -353,25 +357,30 @@ fn apply(row: &Row, patch_type: PatchType, value: &mut Value, patch: &Value) -> 
     }
 }
 
-/// The patched object does not fit the schema.
-fn unpatchable(patch_type: PatchType, value: &Value, patch: &Value, why: &str) -> Status {
+/// The patched object does not fit the schema; the answer shows it, or of strategic merge the patch.
+fn unpatchable(row: &Row, old: &Object, patch_type: PatchType, patch: &Value, why: &str) -> Status {
     let shown = match patch_type {
         PatchType::Strategic => patch::go(patch),
-        PatchType::Json | PatchType::Merge | PatchType::Apply => value.to_string(),
+        PatchType::Json | PatchType::Merge | PatchType::Apply => {
+            let mut value = row.serve(old);
+            // It was applied once already.
+            let _ = apply(row, patch_type, &mut value, patch);
+            let touched = if patch_type == PatchType::Json { patch::touched(patch) } else { patch.clone() };
+            String::from_utf8(json::to_vec_in_go_order(row.type_ref(), &value, &touched)).expect("JSON is UTF-8")
+        }
     };
     Status::invalid_kind("", "", "", &[FieldError::invalid("patch", shown, why)])
 }
 
-fn check_patched_kind(row: &Row, patch_type: PatchType, value: &Value, patch: &Value) -> Result<()> {
+fn check_patched_kind(row: &Row, value: &Value) -> std::result::Result<(), String> {
     let (version, kind) = (value.str_at(&["apiVersion"]), value.str_at(&["kind"]));
     let (own, own_kind) = (row.resource.api_version(), row.resource.kind);
     if (version.is_empty() || version == own) && (kind.is_empty() || kind == own_kind) {
         return Ok(());
     }
-    let why = if version != own {
+    Err(if version != own {
         format!("no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/runtime/scheme.go:111\"")
     } else {
         format!("unable to decode {kind} as {own_kind}")
-    };
-    Err(unpatchable(patch_type, value, patch, &why))
+    })
 }
