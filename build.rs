@@ -1,11 +1,12 @@
 //! Turns the fact tables under `src/api/facts` into Rust statics and one packed blob in `OUT_DIR`.
 //!
 //! `resources.tsv` becomes `resources.rs` (included by `api/resource.rs`); `types.tsv` becomes `types.txt`, the same rows with
-//! type names replaced by numbers, indexed once by `api/schema.rs`. Standard library only.
+//! type names replaced by numbers, indexed once by `api/schema.rs`. The words of `kubectl explain` come from the source of the
+//! typed-API crate into `descriptions.gz`. Standard library, and the compressor the program has anyway.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn main() {
     let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
@@ -15,6 +16,96 @@ fn main() {
     let resources = read(&facts.join("resources.tsv"));
     std::fs::write(Path::new(&out).join("resources.rs"), resource_statics(&resources)).expect("OUT_DIR is writable");
     std::fs::write(Path::new(&out).join("types.txt"), packed_types(&facts.join("types.tsv"))).expect("OUT_DIR is writable");
+    std::fs::write(Path::new(&out).join("descriptions.gz"), descriptions()).expect("OUT_DIR is writable");
+}
+
+/// What the typed-API crate says about types and members: `type \t member \t text` a line, compressed; nothing if its source
+/// cannot be found.
+fn descriptions() -> Vec<u8> {
+    let Some(source) = typed_api_source() else {
+        println!("cargo::warning=the source of k8s-openapi was not found: kubectl explain will have no words");
+        return Vec::new();
+    };
+    let mut files = Vec::new();
+    rust_files(&source.join("src/v1_36"), &mut files);
+    files.sort();
+    let mut lines = BTreeSet::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        describe(&text, &mut lines);
+    }
+    let text: String = lines.into_iter().collect();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(9));
+    std::io::Write::write_all(&mut packed, text.as_bytes()).and_then(|()| packed.finish()).expect("memory takes all bytes")
+}
+
+fn typed_api_source() -> Option<PathBuf> {
+    let target = std::env::var("TARGET").ok()?;
+    let mut cargo = std::process::Command::new(std::env::var("CARGO").ok()?);
+    let output = cargo.args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", &target]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let paths = text.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let manifest = paths.map(Path::new).find(|p| p.parent().and_then(Path::file_name).is_some_and(|n| n.to_string_lossy().starts_with("k8s-openapi")))?;
+    manifest.parent().map(Path::to_path_buf)
+}
+
+fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The crate's generated schemas are laid out one member a line; depth of indentation tells types from members.
+fn describe(source: &str, lines: &mut BTreeSet<String>) {
+    let (mut type_name, mut member, mut names_next) = (String::new(), String::new(), false);
+    for line in source.lines() {
+        let code = line.trim_start();
+        let depth = line.len() - code.len();
+        if names_next {
+            type_name = literal(code).unwrap_or_default();
+            member.clear();
+        }
+        names_next = code.starts_with("fn schema_name()");
+        if depth == 16 && code.starts_with('"') {
+            member = literal(code).unwrap_or_default();
+        }
+        let text = match (depth, code.strip_prefix("\"description\": "), code.split_once(".insert(\"description\".into(), ")) {
+            (12, Some(text), _) => Some((literal(text), "")),
+            (20, Some(text), _) | (20, _, Some((_, text))) => Some((literal(text), member.as_str())),
+            _ => None,
+        };
+        if let (Some((Some(text), member)), false) = (text, type_name.is_empty()) {
+            lines.insert(format!("{type_name}\t{member}\t{}\n", text.replace('\t', " ").replace('\n', "\\n")));
+        }
+    }
+}
+
+/// The Rust string literal a piece of code begins with.
+fn literal(code: &str) -> Option<String> {
+    let mut chars = code.strip_prefix('"')?.chars();
+    let mut text = String::new();
+    loop {
+        match chars.next()? {
+            '"' => return Some(text),
+            '\\' => match chars.next()? {
+                'n' => text.push('\n'),
+                't' => text.push('\t'),
+                'r' => {}
+                'u' => {
+                    let digits: String = chars.by_ref().skip(1).take_while(|c| *c != '}').collect();
+                    text.push(u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32)?);
+                }
+                c => text.push(c),
+            },
+            c => text.push(c),
+        }
+    }
 }
 
 /// The rows without comments, with `=name` in the kind column replaced by `=number` of the type in table order.

@@ -114,7 +114,8 @@ fn write_in_go_order(ty: Option<TypeRef>, value: &Value, touched: Option<&Value>
         Value::Map(map) => {
             let mut members: Vec<(&str, &Value)> = map.iter().collect();
             if let (Some(ty), None) = (ty, touched) {
-                members.sort_by_key(|(key, _)| ty.field(key).map_or(u16::MAX, |f| f.order));
+                let order: Vec<&str> = ty.get().declared.iter().map(|i| ty.get().fields[usize::from(*i)].json_name).collect();
+                members.sort_by_key(|(key, _)| order.iter().position(|name| name == key).unwrap_or(order.len()));
             }
             out.push(b'{');
             for (i, (key, member)) in members.into_iter().enumerate() {

@@ -30,6 +30,8 @@ pub struct Type {
     pub kinds: Vec<(&'static str, &'static str)>,
     /// Apply treats the whole object as one value.
     pub map_atomic: bool,
+    /// JSON text of what OpenAPI publishes of its unions; empty if it has none.
+    pub unions: &'static str,
     /// Sorted by JSON name, embedded structs flattened.
     pub fields: Vec<Field>,
     /// Indices into `fields` in the order upstream declares them.
@@ -64,6 +66,8 @@ pub struct Field {
     pub omitzero: bool,
     /// JSON shows it even when it is zero.
     pub always: bool,
+    /// OpenAPI says that it must be there.
+    pub required: bool,
     pub list_type: ListType,
     pub list_map_keys: Vec<&'static str>,
     /// Empty if there is none.
@@ -72,8 +76,6 @@ pub struct Field {
     pub patch_strategy: &'static str,
     /// Whether apply treats the map or struct in this field as one value; a struct's own type says so where this does not.
     pub map_type: MapType,
-    /// Place among the fields as Go declares them, which is the order Go prints them in.
-    pub order: u16,
     /// JSON text of the default OpenAPI publishes (mostly zero values); empty if there is none.
     pub default: &'static str,
     pub enum_values: Vec<&'static str>,
@@ -137,6 +139,7 @@ struct Table {
     by_kind: HashMap<(&'static str, &'static str, &'static str), TypeRef>,
     schema_props: TypeRef,
     object_meta: TypeRef,
+    group_versions: Vec<&'static str>,
 }
 
 static TABLE: LazyLock<Table> = LazyLock::new(Table::load);
@@ -159,6 +162,11 @@ pub fn type_of_gvk(group: &str, version: &str, kind: &str) -> Option<TypeRef> {
 /// `metav1.ObjectMeta`.
 pub fn object_meta() -> TypeRef {
     TABLE.object_meta
+}
+
+/// Every group version upstream knows, served or not, sorted.
+pub fn group_versions() -> &'static [&'static str] {
+    &TABLE.group_versions
 }
 
 /// The type with this OpenAPI model name.
@@ -391,17 +399,20 @@ impl Table {
     fn load() -> Table {
         let mut heads: Vec<Type> = Vec::new();
         let mut rows: Vec<Vec<Row>> = Vec::new();
+        let mut group_versions = Vec::new();
         for line in include_str!(concat!(env!("OUT_DIR"), "/types.txt")).lines() {
             let mut cells = line.split('\t');
             let mut next = || cells.next().unwrap_or("");
-            if next() == "T" {
-                let (name, go_name, kinds, map_type) = (next(), next(), next(), next());
-                let kinds = kinds.split('|').filter_map(|k| k.split_once(' ')).collect();
-                let (fields, declared, wire, always) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-                heads.push(Type { name, go_name, kinds, map_atomic: map_type == "atomic", fields, declared, wire, always });
-                rows.push(Vec::new());
-            } else {
-                rows.last_mut().expect("a type row comes first").push(Row::read(next));
+            match next() {
+                "G" => group_versions = next().split('|').collect(),
+                "T" => {
+                    let (name, go_name, kinds, map_type, unions) = (next(), next(), next(), next(), next());
+                    let kinds = kinds.split('|').filter_map(|k| k.split_once(' ')).collect();
+                    let (fields, declared, wire, always) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+                    heads.push(Type { name, go_name, kinds, map_atomic: map_type == "atomic", unions, fields, declared, wire, always });
+                    rows.push(Vec::new());
+                }
+                _ => rows.last_mut().expect("a type row comes first").push(Row::read(next)),
             }
         }
         for (i, head) in heads.iter_mut().enumerate() {
@@ -414,7 +425,7 @@ impl Table {
         let by_kind = refs().flat_map(|(r, t)| t.kinds.iter().map(move |(v, kind)| ((split(v).0, split(v).1, *kind), r))).collect();
         let props = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
         let object_meta = by_name["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"];
-        Table { schema_props: by_name[props], object_meta, by_name, by_kind, types: heads }
+        Table { schema_props: by_name[props], object_meta, group_versions, by_name, by_kind, types: heads }
     }
 }
 
@@ -437,8 +448,7 @@ fn flatten(i: usize, rows: &[Vec<Row>], embedded_in: &[&'static str], fields: &m
                 if row.field.number > 0 {
                     wire.push(Wire::Field(row.field.number, fields.len() as u16));
                 }
-                let order = fields.len() as u16;
-                fields.push(Field { order, ..row.field.copy(embedded_in) });
+                fields.push(row.field.copy(embedded_in));
             }
         }
     }
@@ -510,6 +520,7 @@ impl Row {
             omitempty: flags.contains('o'),
             omitzero: flags.contains('z'),
             always: false,
+            required: flags.contains('r'),
             list_type,
             list_map_keys: split(keys, ','),
             patch_merge_key,
@@ -519,9 +530,8 @@ impl Row {
                 "granular" => MapType::Granular,
                 _ => MapType::Unset,
             },
-            order: 0,
             default,
-            enum_values: split(values, '|'),
+            enum_values: if values.is_empty() { Vec::new() } else { values.split('|').collect() },
             go_type,
             embedded_in: Vec::new(),
             implied: (json_name == "volumeClaimTemplates").then_some(("v1", "PersistentVolumeClaim")),

@@ -40,12 +40,12 @@ pub(super) fn answer(front: &Front, head: &Head<'_>, info: &Info) -> Result<Resp
         ["apis", group, _] if discovery::group(group).is_none() => Ok(not_found()),
         ["apis", group, version] => negotiated(head, document(discovery::resources(group, version))?),
         ["version"] => version(head),
-        ["openapi", "v3"] => Ok(json(openapi::index().to_vec(), head)).map(|mut r| {
+        ["openapi", "v3"] => Ok(json(openapi::index(), head)).map(|mut r| {
             set(r.headers_mut(), "content-type", TEXT);
             r
         }),
         ["openapi", "v3", rest @ ..] => Ok(openapi_document(head, &rest.join("/"))),
-        ["openapi", "v2"] => Err(Status::new(404, "NotFound", "OpenAPI v2 is not served yet; kubectl 1.29 and later use /openapi/v3")),
+        ["openapi", "v2"] => Ok(openapi_v2(head)),
         [".well-known", "openid-configuration"] => Ok(json(front.pipeline.auth().openid_configuration().to_string().into_bytes(), head)),
         ["openid", "v1", "jwks"] => {
             let mut response = json(front.pipeline.auth().jwks().to_string().into_bytes(), head);
@@ -58,8 +58,8 @@ pub(super) fn answer(front: &Front, head: &Head<'_>, info: &Info) -> Result<Resp
 }
 
 fn root() -> Value {
-    crate::value!({"paths": ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3",
-        "/openid/v1/jwks", "/readyz", "/version"]})
+    crate::value!({"paths": ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
+        "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"]})
 }
 
 fn address(front: &Front) -> String {
@@ -125,24 +125,19 @@ fn version(head: &Head<'_>) -> Result<Response<ResponseBody>> {
 }
 
 fn openapi_document(head: &Head<'_>, path: &str) -> Response<ResponseBody> {
-    let Some((body, hash)) = openapi::document(path) else {
-        let mut response = Response::new(empty());
-        *response.status_mut() = http::StatusCode::NOT_FOUND;
-        return response;
+    let Some(document) = openapi::v3(path) else {
+        return status_only(http::StatusCode::NOT_FOUND);
     };
-    let etag = format!("\"{hash}\"");
+    let (etag, hash) = (format!("\"{}\"", document.hash), document.hash.as_str());
     let asked = head.query.iter().find(|(k, _)| k == "hash").map_or("", |(_, v)| v.as_str());
     let mut response = if !asked.is_empty() && asked != hash {
-        let mut response = Response::new(empty());
-        *response.status_mut() = http::StatusCode::MOVED_PERMANENTLY;
+        let mut response = status_only(http::StatusCode::MOVED_PERMANENTLY);
         set(response.headers_mut(), "location", &format!("/openapi/v3/{path}?hash={hash}"));
         response
     } else if head.if_none_match == etag {
-        let mut response = Response::new(empty());
-        *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-        response
+        status_only(http::StatusCode::NOT_MODIFIED)
     } else {
-        let mut response = json(body.to_vec(), head);
+        let mut response = openapi_body(head, &document, negotiate::MEDIA[0]);
         if asked == hash {
             set(response.headers_mut(), "cache-control", "public, immutable");
         }
@@ -150,6 +145,46 @@ fn openapi_document(head: &Head<'_>, path: &str) -> Response<ResponseBody> {
     };
     set(response.headers_mut(), "etag", &etag);
     set(response.headers_mut(), "vary", "Accept");
+    response
+}
+
+/// The one document of v2, as JSON or as gnostic's protobuf, which has gone by two names.
+fn openapi_v2(head: &Head<'_>) -> Response<ResponseBody> {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    const PROTOBUF_TOO: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let wanted = head.accept.split(',').find_map(|clause| match clause.split(';').next().unwrap_or("").trim() {
+        "" | "*/*" | "application/*" | "application/json" => Some(negotiate::MEDIA[0]),
+        PROTOBUF | PROTOBUF_TOO => Some(PROTOBUF),
+        _ => None,
+    });
+    let mut response = match wanted {
+        None => status_only(http::StatusCode::NOT_ACCEPTABLE),
+        Some(media) => {
+            let document = if media == PROTOBUF { openapi::v2_protobuf() } else { openapi::v2() };
+            let etag = format!("\"{}\"", document.hash);
+            let is_known = head.if_none_match == etag;
+            let mut response = if is_known { status_only(http::StatusCode::NOT_MODIFIED) } else { openapi_body(head, &document, media) };
+            set(response.headers_mut(), "etag", &etag);
+            response
+        }
+    };
+    set(response.headers_mut(), "vary", "Accept-Encoding, Accept");
+    response
+}
+
+/// Documents are kept compressed, and go out so where that is taken.
+fn openapi_body(head: &Head<'_>, document: &openapi::Document, media: &str) -> Response<ResponseBody> {
+    if !head.accept_encoding.contains("gzip") {
+        return bytes_response(200, media, openapi::inflated(&document.gzip), false);
+    }
+    let mut response = bytes_response(200, media, document.gzip.to_vec(), false);
+    set(response.headers_mut(), "content-encoding", "gzip");
+    response
+}
+
+fn status_only(status: http::StatusCode) -> Response<ResponseBody> {
+    let mut response = Response::new(empty());
+    *response.status_mut() = status;
     response
 }
 

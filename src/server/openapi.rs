@@ -1,415 +1,336 @@
-//! OpenAPI v3 documents, built from the schema and resource tables when first asked for and kept compressed.
+//! OpenAPI documents of both versions, built from the schema and resource tables when asked for and kept compressed for a while.
 //!
-//! They carry what clients read (`notes/schema.md` section 4): group-version-kinds on operations and schemas, `fieldValidation`
-//! and `dryRun` parameters, patch media types, list and patch metadata, defaults. Texts (descriptions) are not there yet, so
-//! `kubectl explain` shows fields without prose. Start at [`index`] and [`document`].
+//! [`paths`] says what operations there are, [`schemas`] what objects look like, [`gnostic`] is v2 in protobuf. Documents differ
+//! only by what is served, so a document's hash stays known after the document is forgotten. Start at [`v3`], [`v2`].
+
+mod gnostic;
+mod paths;
+mod schemas;
+mod texts;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{LazyLock, Mutex};
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha512};
 
-use crate::api::resource::{ALL, Resource, Subresource};
-use crate::api::schema::{Field, Kind, ListType, MapType, TypeRef, type_of};
+use paths::{Answer, Body, Item, Operation, PATCHES, Parameter, Part};
+use schemas::{Dialect, Scope, Texts};
 
-const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+/// Requests for other documents after which one nobody asked for is forgotten.
+const KEPT_REQUESTS: u64 = 64;
 
-/// One document: built once, on demand.
-struct Slot {
-    group: &'static str,
-    version: &'static str,
-    built: OnceLock<Document>,
+/// One form of one document.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Form {
+    V2Json,
+    V2Protobuf,
+    /// By its path below `/openapi/v3/`.
+    V3(String),
 }
 
+/// A document as it is kept.
 #[derive(Clone)]
-struct Document {
-    json: bytes::Bytes,
-    hash: String,
+pub struct Document {
+    pub gzip: Bytes,
+    pub hash: String,
 }
 
-static SLOTS: LazyLock<BTreeMap<String, Slot>> = LazyLock::new(|| {
-    let slot = |r: &&'static Resource| (path_of(r), Slot { group: r.group, version: r.version, built: OnceLock::new() });
-    ALL.iter().map(slot).collect()
-});
+#[derive(Default)]
+struct Kept {
+    requests: u64,
+    documents: BTreeMap<Form, (Bytes, u64)>,
+    hashes: BTreeMap<Form, String>,
+}
 
-/// `api/v1` or `apis/apps/v1`.
-fn path_of(resource: &Resource) -> String {
-    match resource.group {
-        "" => format!("api/{}", resource.version),
-        group => format!("apis/{group}/{}", resource.version),
+static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
+
+/// `/openapi/v3`: where each part is, with the hash that makes it cacheable.
+pub fn index() -> Vec<u8> {
+    let entry = |(path, _): (String, Part)| {
+        let url = format!("/openapi/v3/{path}?hash={}", hash_of(&Form::V3(path.clone())));
+        (path, json!({"serverRelativeURL": url}))
+    };
+    let paths: Map<String, Value> = paths::parts().into_iter().map(entry).collect();
+    json!({"paths": paths}).to_string().into_bytes()
+}
+
+/// The part at `api/v1`, `apis/apps/v1`, …
+pub fn v3(path: &str) -> Option<Document> {
+    paths::parts().iter().any(|(p, _)| p == path).then(|| document(Form::V3(path.to_string())))
+}
+
+/// `/openapi/v2` as JSON.
+pub fn v2() -> Document {
+    document(Form::V2Json)
+}
+
+/// `/openapi/v2` as gnostic's protobuf.
+pub fn v2_protobuf() -> Document {
+    document(Form::V2Protobuf)
+}
+
+/// The document as it was before compression.
+pub fn inflated(gzip: &[u8]) -> Vec<u8> {
+    use std::io::Read as _;
+    let mut out = Vec::new();
+    flate2::read::GzDecoder::new(gzip).read_to_end(&mut out).expect("we compressed it");
+    out
+}
+
+fn hash_of(form: &Form) -> String {
+    let known = KEPT.lock().expect("no panic under this lock").hashes.get(form).cloned();
+    known.unwrap_or_else(|| document(form.clone()).hash)
+}
+
+fn document(form: Form) -> Document {
+    let mut kept = KEPT.lock().expect("no panic under this lock");
+    kept.requests += 1;
+    let now = kept.requests;
+    kept.documents.retain(|_, (_, asked)| now - *asked < KEPT_REQUESTS);
+    if let Some((gzip, asked)) = kept.documents.get_mut(&form) {
+        *asked = now;
+        let gzip = gzip.clone();
+        return Document { gzip, hash: kept.hashes[&form].clone() };
+    }
+    drop(kept);
+    let body = build(&form);
+    let hash: String = Sha512::digest(&body).iter().map(|b| format!("{b:02X}")).collect();
+    let gzip = Bytes::from(compressed(&body));
+    let mut kept = KEPT.lock().expect("no panic under this lock");
+    kept.documents.insert(form.clone(), (gzip.clone(), now));
+    kept.hashes.insert(form, hash.clone());
+    Document { gzip, hash }
+}
+
+fn compressed(body: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 8), flate2::Compression::new(6));
+    encoder.write_all(body).and_then(|()| encoder.finish()).expect("memory takes all bytes")
+}
+
+fn build(form: &Form) -> Vec<u8> {
+    let texts = texts::load();
+    match form {
+        Form::V2Json => swagger(&texts).to_string().into_bytes(),
+        Form::V2Protobuf => gnostic::encode(&swagger(&texts)),
+        Form::V3(path) => {
+            let part = paths::parts().into_iter().find(|(p, _)| p == path).map(|(_, part)| part);
+            part.map_or_else(Vec::new, |part| part_v3(part, &texts).to_string().into_bytes())
+        }
     }
 }
 
-impl Slot {
-    fn get(&self) -> &Document {
-        self.built.get_or_init(|| {
-            let json = build(self.group, self.version).to_string();
-            let hash = Sha256::digest(&json).iter().map(|b| format!("{b:02X}")).collect();
-            Document { json: json.into(), hash }
-        })
+// --- v3
+
+fn part_v3(part: Part, texts: &dyn Texts) -> Value {
+    let items = paths::items(part);
+    let (roots, with_patch) = roots(&items);
+    let own = match part {
+        Part::Version(group, version) => crate::api::resource::api_version(group, version),
+        _ => String::new(),
+    };
+    let group_versions: Vec<&str> = if matches!(own.as_str(), "" | "v1") { vec!["v1"] } else { vec!["v1", &own] };
+    let scope = Scope { dialect: Dialect::V3, group_versions: &group_versions, texts };
+    let schemas = schemas::closure(&scope, &roots, with_patch);
+    let mut components = json!({"securitySchemes": security()});
+    if !schemas.is_empty() {
+        components["schemas"] = schemas.into();
+    }
+    json!({"openapi": "3.0.0", "info": info(), "paths": render(&items, &item_v3), "components": components})
+}
+
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": "1.36"})
+}
+
+fn security() -> Value {
+    json!({"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header", "description": "Bearer Token authentication"}})
+}
+
+/// The types the operations name, and whether one of them takes patches.
+fn roots(items: &[Item]) -> (BTreeSet<&'static str>, bool) {
+    let mut roots = BTreeSet::new();
+    let mut with_patch = false;
+    for operation in items.iter().flat_map(|i| &i.operations) {
+        if let Answer::Type(ty) = operation.answer {
+            roots.insert(ty.name());
+        }
+        match operation.body {
+            Body::Of(ty) => drop(roots.insert(ty.name())),
+            Body::Delete => drop(roots.insert(delete_options())),
+            Body::Patch => with_patch = true,
+            Body::None => {}
+        }
+    }
+    (roots, with_patch)
+}
+
+fn delete_options() -> &'static str {
+    "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"
+}
+
+fn render(items: &[Item], item: &dyn Fn(&Item) -> Value) -> Map<String, Value> {
+    items.iter().map(|i| (i.path.clone(), item(i))).collect()
+}
+
+fn item_v3(item: &Item) -> Value {
+    let mut out: Map<String, Value> = item.operations.iter().map(|o| (o.method.to_string(), operation_v3(o))).collect();
+    if !item.parameters.is_empty() {
+        out.insert("parameters".into(), item.parameters.iter().map(|p| parameter_v3(p)).collect::<Vec<_>>().into());
+    }
+    out.into()
+}
+
+fn parameter_v3(p: &Parameter) -> Value {
+    let schema = json!({"type": p.kind, "uniqueItems": true});
+    match p.is_path {
+        true => json!({"name": p.name, "in": "path", "required": true, "schema": schema}),
+        false => json!({"name": p.name, "in": "query", "schema": schema}),
     }
 }
 
-/// `/openapi/v3`: where each group version's document is, with the hash that makes it cacheable.
-pub fn index() -> bytes::Bytes {
-    static INDEX: LazyLock<bytes::Bytes> = LazyLock::new(|| {
-        let entry = |(path, slot): (&String, &Slot)| {
-            (path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={}", slot.get().hash)}))
-        };
-        let paths: Map<String, Value> = SLOTS.iter().map(entry).collect();
-        json!({"paths": paths}).to_string().into()
-    });
-    INDEX.clone()
-}
-
-/// The document of `api/v1`, `apis/apps/v1`, … as JSON, and its hash.
-pub fn document(path: &str) -> Option<(bytes::Bytes, String)> {
-    let document = SLOTS.get(path)?.get();
-    Some((document.json.clone(), document.hash.clone()))
-}
-
-fn build(group: &str, version: &str) -> Value {
-    let mut paths = Map::new();
-    let mut types = BTreeSet::new();
-    let options = type_of("v1", "DeleteOptions").into_iter().chain(type_of("v1", "Status"));
-    types.extend(options.chain(type_of("v1", "APIResourceList")).map(|t| t.name()));
-    let prefix = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-    for resource in ALL.iter().filter(|r| r.group == group && r.version == version) {
-        resource_paths(&prefix, resource, &mut paths, &mut types);
+fn operation_v3(o: &Operation) -> Value {
+    let mut out = operation_head(o);
+    let answer = match o.answer {
+        Answer::Type(ty) => Dialect::V3.reference(ty.name()),
+        Answer::Text => json!({"type": "string"}),
+    };
+    let content: Map<String, Value> = o.media.produces().iter().map(|m| (m.to_string(), json!({"schema": answer}))).collect();
+    let mut responses = Map::new();
+    for code in o.codes {
+        responses.insert(code.to_string(), json!({"description": said(*code), "content": content}));
     }
-    let schemas = schemas(&types);
+    responses.insert("401".into(), json!({"description": said(401)}));
+    out.insert("responses".into(), responses.into());
+    if !o.parameters.is_empty() {
+        out.insert("parameters".into(), o.parameters.iter().map(|p| parameter_v3(p)).collect::<Vec<_>>().into());
+    }
+    let any = |name: &str| json!({"*/*": {"schema": Dialect::V3.reference(name)}});
+    match o.body {
+        Body::None => {}
+        Body::Of(ty) => drop(out.insert("requestBody".into(), json!({"content": any(ty.name()), "required": true}))),
+        Body::Delete => drop(out.insert("requestBody".into(), json!({"content": any(delete_options())}))),
+        Body::Patch => {
+            let schema = json!({"schema": Dialect::V3.reference(&schemas::patch_name())});
+            let content: Map<String, Value> = PATCHES.iter().map(|m| (m.to_string(), schema.clone())).collect();
+            out.insert("requestBody".into(), json!({"content": content, "required": true}));
+        }
+    }
+    out.into()
+}
+
+/// What both versions say the same way.
+fn operation_head(o: &Operation) -> Map<String, Value> {
+    let mut out = Map::new();
+    out.insert("tags".into(), json!([o.tag]));
+    out.insert("operationId".into(), o.id.as_str().into());
+    if !o.action.is_empty() {
+        out.insert("x-kubernetes-action".into(), o.action.into());
+    }
+    if let Some((group, version, kind)) = o.gvk {
+        out.insert("x-kubernetes-group-version-kind".into(), json!({"group": group, "version": version, "kind": kind}));
+    }
+    out
+}
+
+fn said(code: u16) -> &'static str {
+    match code {
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        _ => "Unauthorized",
+    }
+}
+
+// --- v2
+
+fn swagger(texts: &dyn Texts) -> Value {
+    let items: Vec<Item> = paths::parts().into_iter().flat_map(|(_, part)| paths::items(part)).collect();
+    let (roots, with_patch) = roots(&items);
+    let scope = Scope { dialect: Dialect::V2, group_versions: crate::api::schema::group_versions(), texts };
+    let definitions = schemas::closure(&scope, &roots, with_patch);
+    let mut parameters = Map::new();
+    let all = items.iter().flat_map(|i| i.parameters.iter().chain(i.operations.iter().flat_map(|o| &o.parameters)));
+    for p in all.filter(|p| !p.shared.is_empty()) {
+        parameters.entry(shared_name(p)).or_insert_with(|| written_out(p));
+    }
+    parameters.insert(DELETE_BODY.into(), json!({"name": "body", "in": "body", "schema": Dialect::V2.reference(delete_options())}));
+    let patch = Dialect::V2.reference(&schemas::patch_name());
+    parameters.insert(PATCH_BODY.into(), json!({"name": "body", "in": "body", "required": true, "schema": patch}));
     json!({
-        "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "1.36"},
-        "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"}}},
+        "swagger": "2.0",
+        "info": info(),
+        "paths": render(&items, &item_v2),
+        "definitions": definitions,
+        "parameters": parameters,
+        "securityDefinitions": security(),
+        "security": [{"BearerToken": []}],
     })
 }
 
-fn resource_paths(prefix: &str, resource: &'static Resource, paths: &mut Map<String, Value>, types: &mut BTreeSet<&'static str>) {
-    let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
-    let collection = format!("{prefix}{scope}/{}", resource.plural);
-    let gvk = (resource.group, resource.version, resource.kind);
-    let Some(ty) = type_of(&resource.api_version(), resource.kind) else { return };
-    types.insert(ty.name());
-    let list = type_of(&resource.api_version(), &resource.list_kind());
-    types.extend(list.map(|t| t.name()));
-    let has = |verb: &str| resource.verbs.contains(&verb);
+/// Under which v2 shares the bodies of DELETE and PATCH.
+const DELETE_BODY: &str = "body-2Y1dVQaQ";
+const PATCH_BODY: &str = "body-78PwaGsr";
 
-    let mut item = Map::new();
-    if has("list") {
-        item.insert("get".into(), operation("list", gvk, LIST, None, list));
-    }
-    if has("create") {
-        item.insert("post".into(), operation("post", gvk, WRITE, Some(Body::Of(ty)), Some(ty)));
-    }
-    if has("deletecollection") {
-        item.insert("delete".into(), operation("deletecollection", gvk, LIST, Some(Body::Delete), type_of("v1", "Status")));
-    }
-    put(paths, collection.clone(), item, resource.namespaced.then_some("namespace"));
-    if has("list") && resource.namespaced {
-        let mut all = Map::new();
-        all.insert("get".into(), operation("list", gvk, LIST, None, list));
-        put(paths, format!("{prefix}/{}", resource.plural), all, None);
-    }
-    let mut item = Map::new();
-    if has("get") {
-        item.insert("get".into(), operation("get", gvk, &[], None, Some(ty)));
-    }
-    if has("update") {
-        item.insert("put".into(), operation("put", gvk, WRITE, Some(Body::Of(ty)), Some(ty)));
-    }
-    if has("patch") {
-        item.insert("patch".into(), operation("patch", gvk, PATCH, Some(Body::Patch), Some(ty)));
-    }
-    if has("delete") {
-        item.insert("delete".into(), operation("delete", gvk, DELETE, Some(Body::Delete), type_of("v1", "Status")));
-    }
-    let one = format!("{collection}/{{name}}");
-    put(paths, one.clone(), item, resource.namespaced.then_some("namespace"));
-    for sub in resource.subresources {
-        subresource_path(&one, resource, sub, paths, types);
+fn shared_name(p: &Parameter) -> String {
+    format!("{}-{}", p.name, p.shared)
+}
+
+fn shared(name: &str) -> Value {
+    json!({"$ref": format!("#/parameters/{name}")})
+}
+
+fn written_out(p: &Parameter) -> Value {
+    match p.is_path {
+        true => json!({"uniqueItems": true, "type": p.kind, "name": p.name, "in": "path", "required": true}),
+        false => json!({"uniqueItems": true, "type": p.kind, "name": p.name, "in": "query"}),
     }
 }
 
-fn subresource_path(one: &str, resource: &Resource, sub: &Subresource, paths: &mut Map<String, Value>, types: &mut BTreeSet<&'static str>) {
-    let gvk = (sub.group, sub.version, sub.kind);
-    let ty = type_of(&crate::api::resource::api_version(sub.group, sub.version), sub.kind);
-    types.extend(ty.map(|t| t.name()));
-    let body = ty.map(Body::Of);
-    let mut item = Map::new();
-    for verb in sub.verbs {
-        let (method, operation) = match *verb {
-            "get" => ("get", operation("get", gvk, &[], None, ty)),
-            "create" => ("post", operation("post", gvk, WRITE, body, ty)),
-            "update" => ("put", operation("put", gvk, WRITE, body, ty)),
-            "patch" => ("patch", operation("patch", gvk, PATCH, Some(Body::Patch), ty)),
-            "delete" => ("delete", operation("delete", gvk, DELETE, Some(Body::Delete), type_of("v1", "Status"))),
-            _ => continue,
-        };
-        item.insert(method.into(), operation);
+fn parameter_v2(p: &Parameter) -> Value {
+    if p.shared.is_empty() { written_out(p) } else { shared(&shared_name(p)) }
+}
+
+fn item_v2(item: &Item) -> Value {
+    let mut out: Map<String, Value> = item.operations.iter().map(|o| (o.method.to_string(), operation_v2(o))).collect();
+    if !item.parameters.is_empty() {
+        out.insert("parameters".into(), item.parameters.iter().map(|p| parameter_v2(p)).collect::<Vec<_>>().into());
     }
-    put(paths, format!("{one}/{}", sub.name), item, resource.namespaced.then_some("namespace"));
+    out.into()
 }
 
-fn put(paths: &mut Map<String, Value>, path: String, mut item: Map<String, Value>, namespace: Option<&str>) {
-    if item.is_empty() {
-        return;
+fn operation_v2(o: &Operation) -> Value {
+    let mut out = operation_head(o);
+    let consumes = if matches!(o.body, Body::Patch) { PATCHES } else { o.media.consumes() };
+    if !consumes.is_empty() {
+        out.insert("consumes".into(), json!(consumes));
     }
-    let in_path = |name: &str| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "uniqueItems": true}});
-    let mut parameters: Vec<Value> = Vec::new();
-    if path.contains("{name}") {
-        parameters.push(in_path("name"));
-    }
-    parameters.extend(namespace.map(in_path));
-    parameters.push(query(&("pretty", "string")));
-    item.insert("parameters".into(), parameters.into());
-    paths.insert(path, item.into());
-}
-
-type Parameter = (&'static str, &'static str);
-const WRITE: &[Parameter] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-const PATCH: &[Parameter] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")];
-const DELETE: &[Parameter] =
-    &[("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("orphanDependents", "boolean"), ("propagationPolicy", "string")];
-const LIST: &[Parameter] = &[
-    ("allowWatchBookmarks", "boolean"),
-    ("continue", "string"),
-    ("fieldSelector", "string"),
-    ("labelSelector", "string"),
-    ("limit", "integer"),
-    ("resourceVersion", "string"),
-    ("resourceVersionMatch", "string"),
-    ("sendInitialEvents", "boolean"),
-    ("timeoutSeconds", "integer"),
-    ("watch", "boolean"),
-];
-
-fn query((name, kind): &Parameter) -> Value {
-    json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
-}
-
-#[derive(Clone, Copy)]
-enum Body {
-    Of(TypeRef),
-    Patch,
-    Delete,
-}
-
-fn operation(
-    action: &str,
-    (group, version, kind): (&str, &str, &str),
-    parameters: &[Parameter],
-    body: Option<Body>,
-    answer: Option<TypeRef>,
-) -> Value {
-    let mut operation = Map::new();
-    let schema = |name: &str| json!({"schema": reference(name)});
-    let content = |name: &str| -> Value {
-        let types = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-        types.iter().map(|t| (t.to_string(), schema(name))).collect::<Map<_, _>>().into()
+    out.insert("produces".into(), json!(o.media.produces()));
+    out.insert("schemes".into(), json!(["https"]));
+    let answer = match o.answer {
+        Answer::Type(ty) => Dialect::V2.reference(ty.name()),
+        Answer::Text => json!({"type": "string"}),
     };
-    let mut responses = json!({"401": {"description": "Unauthorized"}});
-    if let Some(answer) = answer {
-        responses["200"] = json!({"description": "OK", "content": content(answer.name())});
+    let mut responses = Map::new();
+    for code in o.codes {
+        responses.insert(code.to_string(), json!({"description": said(*code), "schema": answer}));
     }
-    operation.insert("responses".into(), responses);
+    responses.insert("401".into(), json!({"description": said(401)}));
+    out.insert("responses".into(), responses.into());
+    let body = match o.body {
+        Body::None => None,
+        Body::Of(ty) => Some(json!({"name": "body", "in": "body", "required": true, "schema": Dialect::V2.reference(ty.name())})),
+        Body::Delete => Some(shared(DELETE_BODY)),
+        Body::Patch => Some(shared(PATCH_BODY)),
+    };
+    let parameters: Vec<Value> = body.into_iter().chain(o.parameters.iter().map(|p| parameter_v2(p))).collect();
     if !parameters.is_empty() {
-        operation.insert("parameters".into(), parameters.iter().map(query).collect::<Vec<_>>().into());
+        out.insert("parameters".into(), parameters.into());
     }
-    let patch = || schema(&format!("{META}.Patch"));
-    match body {
-        Some(Body::Of(ty)) => {
-            drop(operation.insert("requestBody".into(), json!({"content": {"*/*": schema(ty.name())}, "required": true})))
-        }
-        Some(Body::Delete) => {
-            drop(operation.insert("requestBody".into(), json!({"content": {"*/*": schema(&format!("{META}.DeleteOptions"))}})))
-        }
-        Some(Body::Patch) => {
-            let types = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
-            let content: Map<String, Value> = types.iter().map(|t| (t.to_string(), patch())).collect();
-            operation.insert("requestBody".into(), json!({"content": content, "required": true}));
-        }
-        None => {}
-    }
-    operation.insert("x-kubernetes-action".into(), action.into());
-    operation.insert("x-kubernetes-group-version-kind".into(), json!({"group": group, "version": version, "kind": kind}));
-    Value::Object(operation)
-}
-
-fn reference(name: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{name}")})
-}
-
-/// The schemas of `roots` and of all they refer to.
-fn schemas(roots: &BTreeSet<&'static str>) -> Map<String, Value> {
-    let mut schemas = Map::new();
-    schemas.insert(format!("{META}.Patch"), json!({"type": "object"}));
-    let mut open: Vec<&'static str> = roots.iter().copied().collect();
-    while let Some(name) = open.pop() {
-        if schemas.contains_key(name) {
-            continue;
-        }
-        let Some(ty) = crate::api::schema::type_named(name) else { continue };
-        schemas.insert(name.to_string(), type_schema(ty));
-        open.extend(ty.fields().filter_map(Field::message).map(TypeRef::name));
-        for field in ty.fields() {
-            if let Some((name, schema)) = special(field.kind) {
-                schemas.entry(name).or_insert(schema);
-            }
-        }
-    }
-    schemas
-}
-
-fn type_schema(ty: TypeRef) -> Value {
-    let mut schema = Map::new();
-    schema.insert("type".into(), "object".into());
-    let properties: Map<String, Value> = ty.fields().map(|f| (f.json_name.to_string(), field_schema(f))).collect();
-    schema.insert("properties".into(), properties.into());
-    let gvks: Vec<Value> = ty
-        .get()
-        .kinds
-        .iter()
-        .map(|(api_version, kind)| {
-            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-            json!({"group": group, "version": version, "kind": kind})
-        })
-        .collect();
-    if !gvks.is_empty() {
-        schema.insert("x-kubernetes-group-version-kind".into(), gvks.into());
-    }
-    if ty.get().map_atomic {
-        schema.insert("x-kubernetes-map-type".into(), "atomic".into());
-    }
-    Value::Object(schema)
-}
-
-fn field_schema(field: &Field) -> Value {
-    let element = element_schema(field.kind);
-    let mut schema = match (field.repeated, field.map) {
-        (true, _) => json!({"type": "array", "items": element}),
-        (_, true) => json!({"type": "object", "additionalProperties": element}),
-        _ => match element.get("$ref") {
-            // Siblings of a $ref are ignored by readers, so it goes into an allOf.
-            Some(_) => json!({"allOf": [element]}),
-            None => element,
-        },
-    };
-    let members = schema.as_object_mut().expect("made an object");
-    if let Ok(default) = serde_json::from_str::<Value>(field.default) {
-        members.insert("default".into(), default);
-    }
-    if !field.enum_values.is_empty() {
-        members.insert("enum".into(), field.enum_values.clone().into());
-    }
-    let list_type = match field.list_type {
-        ListType::Unset => "",
-        ListType::Atomic => "atomic",
-        ListType::Set => "set",
-        ListType::Map => "map",
-    };
-    let texts = [
-        ("x-kubernetes-list-type", list_type),
-        ("x-kubernetes-patch-merge-key", field.patch_merge_key),
-        ("x-kubernetes-patch-strategy", field.patch_strategy),
-        (
-            "x-kubernetes-map-type",
-            match field.map_type {
-                MapType::Unset => "",
-                MapType::Atomic => "atomic",
-                MapType::Granular => "granular",
-            },
-        ),
-    ];
-    for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-        members.insert(key.into(), text.into());
-    }
-    if !field.list_map_keys.is_empty() {
-        members.insert("x-kubernetes-list-map-keys".into(), field.list_map_keys.clone().into());
-    }
-    schema
-}
-
-fn element_schema(kind: Kind) -> Value {
-    match kind {
-        Kind::Bool => json!({"type": "boolean"}),
-        Kind::Int32 => json!({"type": "integer", "format": "int32"}),
-        Kind::Int64 => json!({"type": "integer", "format": "int64"}),
-        Kind::Float64 => json!({"type": "number", "format": "double"}),
-        Kind::String => json!({"type": "string"}),
-        Kind::Bytes => json!({"type": "string", "format": "byte"}),
-        Kind::Strings => json!({"type": "array", "items": {"type": "string"}}),
-        Kind::Message(ty) => reference(ty.name()),
-        Kind::Any => json!({}),
-        Kind::Time
-        | Kind::MicroTime
-        | Kind::Quantity
-        | Kind::IntOrString
-        | Kind::RawExtension
-        | Kind::FieldsV1
-        | Kind::Json
-        | Kind::SchemaOrBool
-        | Kind::SchemaOrArray
-        | Kind::SchemaOrStrings => special(kind).map_or(json!({}), |(name, _)| reference(&name)),
-    }
-}
-
-/// Name and schema of the types with a JSON form of their own.
-fn special(kind: Kind) -> Option<(String, Value)> {
-    let extensions = |name: &str| format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.{name}");
-    Some(match kind {
-        Kind::Time => (format!("{META}.Time"), json!({"type": "string", "format": "date-time"})),
-        Kind::MicroTime => (format!("{META}.MicroTime"), json!({"type": "string", "format": "date-time"})),
-        Kind::Quantity => {
-            ("io.k8s.apimachinery.pkg.api.resource.Quantity".into(), json!({"oneOf": [{"type": "string"}, {"type": "number"}]}))
-        }
-        Kind::IntOrString => (
-            "io.k8s.apimachinery.pkg.util.intstr.IntOrString".into(),
-            json!({"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"}),
-        ),
-        Kind::RawExtension => ("io.k8s.apimachinery.pkg.runtime.RawExtension".into(), json!({"type": "object"})),
-        Kind::FieldsV1 => (format!("{META}.FieldsV1"), json!({"type": "object"})),
-        Kind::Json => (extensions("JSON"), json!({})),
-        Kind::SchemaOrBool => (extensions("JSONSchemaPropsOrBool"), json!({})),
-        Kind::SchemaOrArray => (extensions("JSONSchemaPropsOrArray"), json!({})),
-        Kind::SchemaOrStrings => (extensions("JSONSchemaPropsOrStringArray"), json!({})),
-        _ => return None,
-    })
+    out.into()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_document_says_what_kubectl_looks_for() {
-        let (json, _) = document("apis/apps/v1").unwrap();
-        let document: Value = serde_json::from_slice(&json).unwrap();
-        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        assert!(patch["parameters"].as_array().unwrap().iter().any(|p| p["name"] == "fieldValidation"));
-        assert!(patch["requestBody"]["content"]["application/strategic-merge-patch+json"].is_object());
-        let containers = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
-        assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
-        let schemas = document["components"]["schemas"].as_object().unwrap();
-        let refs: BTreeSet<&str> = document_refs(&document);
-        let dangling: Vec<_> = refs.iter().filter(|r| !schemas.contains_key(**r)).collect();
-        assert!(dangling.is_empty(), "{dangling:?}");
-    }
-
-    fn document_refs(value: &Value) -> BTreeSet<&str> {
-        match value {
-            Value::Object(map) => map
-                .iter()
-                .flat_map(|(k, v)| match (k.as_str(), v) {
-                    ("$ref", Value::String(r)) => BTreeSet::from([r.trim_start_matches("#/components/schemas/")]),
-                    _ => document_refs(v),
-                })
-                .collect(),
-            Value::Array(list) => list.iter().flat_map(document_refs).collect(),
-            _ => BTreeSet::new(),
-        }
-    }
-}
+mod tests;

@@ -194,8 +194,7 @@ fn not_a_map(prefix: &str, value: &Value) -> Status {
 
 /// Whether a tree can become an object of type `ty` the way upstream makes one of a merged tree, which has words of its own.
 pub fn restorable(ty: TypeRef, value: &Value) -> std::result::Result<(), String> {
-    let mut fields: Vec<&'static Field> = ty.fields().collect();
-    fields.sort_by_key(|f| f.order);
+    let fields = ty.get().declared.iter().map(|i| &ty.get().fields[usize::from(*i)]);
     let found = |v: &Value| match v {
         Value::List(_) => "slice",
         Value::Str(_) => "string",
@@ -207,7 +206,7 @@ pub fn restorable(ty: TypeRef, value: &Value) -> std::result::Result<(), String>
     let Value::Map(members) = value else {
         return if value.is_null() { Ok(()) } else { Err(format!("cannot restore struct from: {}", found(value))) };
     };
-    for (field, value) in fields.into_iter().filter_map(|f| members.get(f.json_name).map(|v| (f, v))) {
+    for (field, value) in fields.filter_map(|f| members.get(f.json_name).map(|v| (f, v))) {
         match (field.repeated, field.map, value) {
             (_, _, Value::Null) => {}
             (true, _, Value::List(items)) => items.iter().try_for_each(|item| restorable_one(field, item))?,

@@ -278,6 +278,9 @@ func (r *run) field(out *bufio.Writer, f reflect.StructField, def spec.Schema) {
 	if property.Items != nil && property.Items.Schema != nil && len(source) == 0 {
 		source = property.Items.Schema.Enum
 	}
+	if property.AdditionalProperties != nil && property.AdditionalProperties.Schema != nil && len(source) == 0 {
+		source = property.AdditionalProperties.Schema.Enum
+	}
 	for _, v := range source {
 		values = append(values, fmt.Sprint(v))
 	}
