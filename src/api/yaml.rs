@@ -7,18 +7,34 @@ use super::json::{self, DEPTH_MAX};
 use super::value::{Map, Value};
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
 
-/// Reads YAML (or JSON, which is YAML); the second part has one text per repeated key.
+/// Reads YAML (or JSON, which is YAML), whole floats as the integers they become on upstream's way through JSON; the second part
+/// has one text per repeated key.
 pub fn parse(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
-        && let Ok(value) = json::parse(bytes)
+        && let Ok(mut value) = json::parse(bytes)
     {
+        whole_floats_to_integers(&mut value);
         return Ok((value, Vec::new()));
     }
-    let mut repeated = Vec::new();
-    let seed = Node { input: bytes, repeated: &mut repeated, depth: 0 };
+    let mut found = Found::default();
+    let seed = Node { input: bytes, found: &mut found, depth: 0 };
     let value =
         seed.deserialize(serde_yaml_ng::Deserializer::from_slice(bytes)).map_err(|e| format!("yaml: {}", explain(&e.to_string())))?;
-    Ok((value, repeated))
+    Ok((value, found.repeated))
+}
+
+fn whole_floats_to_integers(value: &mut Value) {
+    match value {
+        Value::Float(f) => *value = whole(*f),
+        Value::List(items) => items.iter_mut().for_each(whole_floats_to_integers),
+        Value::Map(map) => map.iter_mut().for_each(|(_, v)| whole_floats_to_integers(v)),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::Str(_) => {}
+    }
+}
+
+/// A float, or the integer it is if floats can tell that from its neighbours.
+fn whole(f: f64) -> Value {
+    if f.fract() == 0.0 && f.abs() < 9e15 { Value::Int(f as i64) } else { Value::Float(f) }
 }
 
 /// libyaml's complaint the way Go's reader words it: the line the trouble is in, counted from where it is not the first.
@@ -43,18 +59,29 @@ fn explain(error: &str) -> String {
 struct Node<'a> {
     /// The whole text: where a scalar stands in it tells whether it is quoted.
     input: &'a [u8],
-    repeated: &'a mut Vec<String>,
+    found: &'a mut Found,
     depth: usize,
+}
+
+/// What is noticed on the way.
+#[derive(Default)]
+struct Found {
+    repeated: Vec<String>,
+    /// Where the last scalar stands.
+    at: usize,
 }
 
 impl Node<'_> {
     fn inner(&mut self) -> Node<'_> {
-        Node { input: self.input, repeated: self.repeated, depth: self.depth + 1 }
+        Node { input: self.input, found: self.found, depth: self.depth + 1 }
     }
 
     /// `text` is a piece of the input: neither quoted nor tagged as a string.
-    fn is_plain(&self, text: &str) -> bool {
+    fn is_plain(&mut self, text: &str) -> bool {
         let at = (text.as_ptr() as usize).wrapping_sub(self.input.as_ptr() as usize);
+        if at < self.input.len() {
+            self.found.at = at;
+        }
         let Some(before) = self.input.get(..at) else { return false };
         !matches!(before.last(), Some(b'"' | b'\'')) && !before.trim_ascii_end().ends_with(b"!!str")
     }
@@ -91,9 +118,9 @@ impl<'de> Visitor<'de> for Node<'_> {
         Ok(i64::try_from(u).map_or(Value::Float(u as f64), Value::Int))
     }
     fn visit_f64<E>(self, f: f64) -> Result<Value, E> {
-        Ok(Value::Float(f))
+        Ok(whole(f))
     }
-    fn visit_borrowed_str<E>(self, s: &'de str) -> Result<Value, E> {
+    fn visit_borrowed_str<E>(mut self, s: &'de str) -> Result<Value, E> {
         let resolved = if self.is_plain(s) { resolve(s) } else { None };
         Ok(resolved.unwrap_or_else(|| s.into()))
     }
@@ -115,9 +142,11 @@ impl<'de> Visitor<'de> for Node<'_> {
                 Value::Map(_) | Value::List(_) => return Err(A::Error::custom("a mapping key is not a scalar")),
                 other => other.to_string(),
             };
+            let at = self.found.at;
             let value = members.next_value_seed(self.inner())?;
             if map.contains_key(&key) {
-                self.repeated.push(format!("key {key:?} already set in map"));
+                let line = self.input[..at].iter().filter(|b| **b == b'\n').count() + 1;
+                self.found.repeated.push(format!("line {line}: key {key:?} already set in map"));
             }
             map.insert(key, value);
         }
@@ -306,7 +335,8 @@ mod tests {
     fn repeated_keys_are_told() {
         let (tree, repeated) = parse(b"a: 1\nb: [x, 'y', 1.5, null, true]\na: 2\nc:\n  d: |\n    text\n1: k\n").unwrap();
         assert_eq!(tree, value!({"a": 2, "b": ["x", "y", 1.5, null, true], "c": {"d": "text\n"}, "1": "k"}));
-        assert_eq!(repeated, [r#"key "a" already set in map"#]);
+        assert_eq!(repeated, [r#"line 3: key "a" already set in map"#]);
+        assert_eq!(parse(b"a: [").unwrap_err(), "yaml: line 1: did not find expected node content");
     }
 
     #[test]
@@ -327,7 +357,7 @@ mod tests {
     fn numbers_are_those_of_version_1_1() {
         for (text, expected) in [
             ("[0777, -010, 0o17, 0b11, 0x1F, 0X1f, 1_000]", value!([511, -8, 15, 3, 31, 31, 1000])),
-            ("[08, 1.5, 1e3, '0777', 1.2.3, 10Gi, 2001-01-01]", value!([8.0, 1.5, 1000.0, "0777", "1.2.3", "10Gi", "2001-01-01"])),
+            ("[08, 1.5, 1e3, '0777', 1.2.3, 10Gi, 2001-01-01]", value!([8, 1.5, 1000, "0777", "1.2.3", "10Gi", "2001-01-01"])),
             ("[500m, 0x, -, 1_0.5]", value!(["500m", "0x", "-", 10.5])),
         ] {
             assert_eq!(read(text), expected, "{text}");

@@ -55,8 +55,15 @@ fn brief(value: &Value) -> String {
 
 /// Upstream's documents, recorded, without texts: by `v2` or the path of a part.
 fn recorded() -> BTreeMap<String, Value> {
-    let packed = include_bytes!("../../../tests/oracle/openapi.json.gz");
-    serde_json::from_slice(&inflated(packed)).unwrap()
+    let packed = include_bytes!("../../../tests/oracle/files.jsonl.gz");
+    let text = String::from_utf8(inflated(packed)).unwrap();
+    let files = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let documents = files.filter_map(|mut file| {
+        let request = file["do"].as_str().unwrap().strip_prefix("GET /openapi/")?.to_string();
+        let path = request.strip_prefix("v3/").unwrap_or(&request);
+        (path != "v3").then(|| (path.to_string(), file["want"].take()))
+    });
+    documents.collect()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::store::{Error, Expect, Written};
 
 use super::create::{empty_batch, not_acted_on};
 use super::{ATTEMPTS_MAX, add_effects, check_name, check_options, decode_object, dedup_owners, put_batch, settle_namespace, store_error};
-use crate::server::apply;
+use crate::server::apply::{self, Ownable};
 use crate::server::auth::Attributes;
 use crate::server::patch;
 use crate::server::pipeline::Pipeline;
@@ -154,7 +154,7 @@ impl Pipeline {
             "" | "scale" => strategy.prepare_update(context, &mut value, old)?,
             "status" => {
                 strategy.prepare_status_update(context, &mut value, old)?;
-                keep_metadata(row, &mut value, old);
+                restore_unownable(row, &mut value, old);
             }
             _ => strategy.prepare_subresource_update(context, &mut value, old)?,
         }
@@ -291,23 +291,20 @@ fn restore_metadata(new: &mut Value, old: &Value) {
     }
 }
 
-/// Some kinds let a new status bring no new metadata along.
-fn keep_metadata(row: &Row, new: &mut Value, old: &Value) {
-    const ALL: [&str; 6] = ["deletionTimestamp", "generation", "labels", "annotations", "finalizers", "ownerReferences"];
-    let kept: &[&str] = match row.storage.plural {
-        "validatingadmissionpolicies"
-        | "flowschemas"
-        | "prioritylevelconfigurations"
-        | "servicecidrs"
-        | "volumeattachments"
-        | "resourceclaims" => &ALL,
-        "deployments" => &["labels"],
-        _ => return,
-    };
-    for field in kept {
-        match old.at(&["metadata", field]).cloned() {
-            Some(was) => new.set(&["metadata", field], was),
-            None => drop(new.remove(&["metadata", field])),
+/// Metadata that cannot be owned through `/status` cannot be changed through it either.
+fn restore_unownable(row: &Row, new: &mut Value, old: &Value) {
+    let Ownable::Except(paths) = row.ownable("status") else { return };
+    for path in paths {
+        let members: &[&str] = match path {
+            ["metadata"] => &["deletionTimestamp", "generation", "labels", "annotations", "finalizers", "ownerReferences"],
+            ["metadata", member] => &[*member],
+            _ => continue,
+        };
+        for member in members {
+            match old.at(&["metadata", member]) {
+                Some(value) => new.set(&["metadata", member], value.clone()),
+                None => drop(new.remove(&["metadata", member])),
+            }
         }
     }
 }
