@@ -122,7 +122,11 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
     fn visit_borrowed_str<E>(mut self, s: &'de str) -> Result<Value, E> {
         let resolved = if self.is_plain(s) { resolve(s) } else { None };
-        Ok(resolved.unwrap_or_else(|| s.into()))
+        Ok(match resolved {
+            Some(Value::Float(f)) => whole(f),
+            Some(value) => value,
+            None => s.into(),
+        })
     }
     fn visit_str<E>(self, s: &str) -> Result<Value, E> {
         Ok(s.into())
