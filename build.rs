@@ -45,7 +45,9 @@ fn typed_api_source() -> Option<PathBuf> {
     let output = cargo.args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", &target]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let paths = text.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    let manifest = paths.map(Path::new).find(|p| p.parent().and_then(Path::file_name).is_some_and(|n| n.to_string_lossy().starts_with("k8s-openapi")))?;
+    let manifest = paths
+        .map(Path::new)
+        .find(|p| p.parent().and_then(Path::file_name).is_some_and(|n| n.to_string_lossy().starts_with("k8s-openapi")))?;
     manifest.parent().map(Path::to_path_buf)
 }
 

@@ -4,7 +4,7 @@
 //! the path, as upstream publishes them.
 
 use crate::api::resource::{self, Resource, Subresource};
-use crate::api::schema::{TypeRef, type_of_gvk, type_named};
+use crate::api::schema::{TypeRef, type_named, type_of_gvk};
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
@@ -98,8 +98,12 @@ const STREAM: &[&str] = &[
     "application/json;stream=watch",
     "application/vnd.kubernetes.protobuf;stream=watch",
 ];
-pub const PATCHES: &[&str] =
-    &["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json", "application/apply-patch+yaml"];
+pub const PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+];
 
 const fn text(name: &'static str, shared: &'static str) -> Parameter {
     Parameter { name, is_path: false, kind: "string", shared }
@@ -152,8 +156,7 @@ const DELETE: Parameters = &[
     text("propagationPolicy", "6jk3prlO"),
 ];
 const WRITE: Parameters = &[text("dryRun", ""), text("fieldManager", "Qy4HdaTW"), text("fieldValidation", "")];
-const PATCH: Parameters =
-    &[text("dryRun", ""), text("fieldManager", "7c6nTn1T"), text("fieldValidation", ""), flag("force", "tOGGb0Yi")];
+const PATCH: Parameters = &[text("dryRun", ""), text("fieldManager", "7c6nTn1T"), text("fieldValidation", ""), flag("force", "tOGGb0Yi")];
 const LOG: Parameters = &[
     text("container", "1GeXxFDC"),
     flag("follow", "9OIXh_2R"),
@@ -248,7 +251,13 @@ pub fn items(part: Part) -> Vec<Item> {
     let meta = |name: &str| Answer::Type(meta_type(name));
     match part {
         Part::WellKnown => {
-            vec![plain("/.well-known/openid-configuration/", "getServiceAccountIssuerOpenIDConfiguration", "WellKnown", Answer::Text, Media::JsonOnly)]
+            vec![plain(
+                "/.well-known/openid-configuration/",
+                "getServiceAccountIssuerOpenIDConfiguration",
+                "WellKnown",
+                Answer::Text,
+                Media::JsonOnly,
+            )]
         }
         Part::Jwks => vec![plain("/openid/v1/jwks/", "getServiceAccountIssuerOpenIDKeyset", "openid", Answer::Text, Media::Jwks)],
         Part::Info => {
@@ -363,7 +372,8 @@ impl Version {
             .collect();
         let key = |p: &&'static Parameter| (p.name, p.is_path, p.shared);
         let first = operations[0].parameters.clone();
-        let shared: Vec<_> = first.into_iter().filter(|p| operations.iter().all(|o| o.parameters.iter().any(|q| key(q) == key(p)))).collect();
+        let shared: Vec<_> =
+            first.into_iter().filter(|p| operations.iter().all(|o| o.parameters.iter().any(|q| key(q) == key(p)))).collect();
         for operation in &mut operations {
             operation.parameters.retain(|p| !shared.iter().any(|q| key(q) == key(p)));
             operation.parameters.sort_by_key(|p| (p.name, !p.is_path));
@@ -393,7 +403,16 @@ impl Version {
             drafts.push(listing(format!("list{ids}{scoped}{kind}"), "list", list));
         }
         if has("create") {
-            drafts.push(draft("post", "post", format!("create{ids}{scoped}{kind}"), &[WRITE], Body::Of(ty), &[200, 201, 202], Answer::Type(ty), Media::Object));
+            drafts.push(draft(
+                "post",
+                "post",
+                format!("create{ids}{scoped}{kind}"),
+                &[WRITE],
+                Body::Of(ty),
+                &[200, 201, 202],
+                Answer::Type(ty),
+                Media::Object,
+            ));
         }
         if has("deletecollection") {
             let id = format!("delete{ids}Collection{scoped}{kind}");
@@ -408,7 +427,16 @@ impl Version {
             drafts.push(draft("get", "get", format!("read{ids}{scoped}{kind}"), &[], Body::None, &[200], Answer::Type(ty), Media::Object));
         }
         if has("update") {
-            drafts.push(draft("put", "put", format!("replace{ids}{scoped}{kind}"), &[WRITE], Body::Of(ty), &[200, 201], Answer::Type(ty), Media::Object));
+            drafts.push(draft(
+                "put",
+                "put",
+                format!("replace{ids}{scoped}{kind}"),
+                &[WRITE],
+                Body::Of(ty),
+                &[200, 201],
+                Answer::Type(ty),
+                Media::Object,
+            ));
         }
         if has("delete") {
             let answer = if DELETE_ANSWERS_OBJECT.contains(&r.plural) { ty } else { meta_type("Status") };
@@ -416,7 +444,16 @@ impl Version {
             drafts.push(draft("delete", "delete", id, &[DELETE], Body::Delete, &[200, 202], Answer::Type(answer), Media::Object));
         }
         if has("patch") {
-            drafts.push(draft("patch", "patch", format!("patch{ids}{scoped}{kind}"), &[PATCH], Body::Patch, &[200, 201], Answer::Type(ty), Media::Object));
+            drafts.push(draft(
+                "patch",
+                "patch",
+                format!("patch{ids}{scoped}{kind}"),
+                &[PATCH],
+                Body::Patch,
+                &[200, 201],
+                Answer::Type(ty),
+                Media::Object,
+            ));
         }
         self.put(items, one.clone(), gvk, common_one, drafts);
 
@@ -455,10 +492,14 @@ impl Version {
         for verb in ["get", "update", "create", "patch"].into_iter().filter(|v| sub.verbs.contains(v)) {
             let answer = Answer::Type(ty);
             drafts.push(match verb {
-                "get" if sub.name == "log" => draft("get", "get", format!("read{ids}{name}"), &[LOG], Body::None, &[200], Answer::Text, Media::Log),
+                "get" if sub.name == "log" => {
+                    draft("get", "get", format!("read{ids}{name}"), &[LOG], Body::None, &[200], Answer::Text, Media::Log)
+                }
                 "get" => draft("get", "get", format!("read{ids}{name}"), &[], Body::None, &[200], answer, Media::Object),
                 "update" => draft("put", "put", format!("replace{ids}{name}"), &[WRITE], Body::Of(ty), &[200, 201], answer, Media::Object),
-                "create" => draft("post", "post", format!("create{ids}{name}"), &[WRITE], Body::Of(ty), &[200, 201, 202], answer, Media::Object),
+                "create" => {
+                    draft("post", "post", format!("create{ids}{name}"), &[WRITE], Body::Of(ty), &[200, 201, 202], answer, Media::Object)
+                }
                 _ => draft("patch", "patch", format!("patch{ids}{name}"), &[PATCH], Body::Patch, &[200, 201], answer, Media::Object),
             });
         }
