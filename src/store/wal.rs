@@ -8,6 +8,11 @@
 //! frame means: if a later frame says its place had been synced, data is lost and the log is refused; if not, the power
 //! went while it was being written and the log ends before it. A file of zeroes past the end is the normal case.
 //!
+//! What this cannot tell: a bit that flipped on the medium in the very last synced batch, when the process then ends
+//! uncleanly before anything else is written. It reads as a write torn by the power, and that batch is lost. Telling the two
+//! apart takes a second sync per batch, twice the flash wear; on a node the next lease renewal's frame, at most ten seconds
+//! later, says that the batch was synced.
+//!
 //! A failed write or sync is never retried: what is on disk is unknown from then on. Every later append fails, and the
 //! owner ends the process.
 //!
