@@ -53,7 +53,8 @@ impl<'a> At<'a> {
     /// A member by its JSON name.
     pub fn get(&self, key: &str) -> At<'a> {
         let value = self.value.get(key).unwrap_or(&NULL);
-        let path = if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) };
+        // One per member looked at, hence not `format!`.
+        let path = if self.path.is_empty() { key.to_string() } else { [&self.path, ".", key].concat() };
         At { errors: self.errors, value, path, shape: self.shape.member(key) }
     }
 
@@ -73,7 +74,7 @@ impl<'a> At<'a> {
     pub fn entries(&self) -> Vec<(&'a str, At<'a>)> {
         let shape = self.shape.element();
         let entries = self.value.as_map().into_iter().flat_map(|m| m.iter());
-        entries.map(|(key, value)| (key, At { errors: self.errors, value, path: format!("{}[{key}]", self.path), shape })).collect()
+        entries.map(|(key, value)| (key, At { errors: self.errors, value, path: [&self.path, "[", key, "]"].concat(), shape })).collect()
     }
 
     /// The same value under another path: upstream names some places oddly.

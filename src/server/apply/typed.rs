@@ -270,7 +270,7 @@ fn compare_maps(node: Node, old: Option<&Value>, new: Option<&Value>) -> Result<
         let Some((member, _)) = node.member(name) else { continue };
         let of = compare(member, was.map(|w| w.1), is.map(|i| i.1))?;
         if !of.is_empty() {
-            found.put(format!("f:{name}"), of);
+            found.put(["f:", name].concat(), of);
         }
     }
     Ok(found.with_self(old, new))
@@ -343,7 +343,7 @@ pub fn field_set(node: Node, value: &Value) -> Set {
                 let Some((member, is_declared)) = node.member(name) else { continue };
                 let mut below = field_set(member, value);
                 below.here |= !is_declared || value.is_null() || value.as_map().is_some_and(Map::is_empty);
-                set.put(format!("f:{name}"), below);
+                set.put(["f:", name].concat(), below);
             }
             set
         }
@@ -468,7 +468,7 @@ pub fn without(node: Node, value: &Value, set: &Set) -> Value {
         (_, Value::Map(members)) if !is_leaf => {
             let mut kept = Map::with_capacity(members.len());
             for (name, value) in members.iter() {
-                let step = set.get(&format!("f:{name}"));
+                let step = set.get(&["f:", name].concat());
                 match (step, node.member(name)) {
                     (Some(below), _) if below.here => {}
                     (Some(below), Some((member, _))) => drop(kept.insert(name, without(member, value, below))),

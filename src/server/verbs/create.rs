@@ -134,7 +134,7 @@ impl Pipeline {
         strategy.default(&mut value);
         self.admit_validating(context, &value, None)?;
         strategy.warnings(context, &value, None).into_iter().for_each(|w| context.warn(w));
-        if let Some(answer) = strategy.review(context, value.clone()) {
+        if !is_stored && let Some(answer) = strategy.review(context, value.clone()) {
             return answer.await.map(|v| Attempted::Answer(self.to_answer(row, v)));
         }
         let object = Object::from_value(row.storage, &value, 0);

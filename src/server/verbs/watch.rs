@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::api::object::Object;
 use crate::api::request::{Event, Events, Request};
@@ -43,6 +43,8 @@ struct Stream {
     bookmarks: bool,
     next_bookmark: Instant,
     deadline: Instant,
+    /// Goes off at the next bookmark or the end; set again only when that changes, not for every event.
+    timer: Pin<Box<Sleep>>,
     /// A bookmark before the end was sent.
     closing: bool,
     _permit: OwnedSemaphorePermit,
@@ -93,7 +95,9 @@ impl Pipeline {
         };
         let next_bookmark = now + BOOKMARK_EVERY;
         let storage = row.storage;
-        let state = Stream { storage, filter, ready, watcher, seen, bookmarks, next_bookmark, deadline, closing: false, _permit: permit };
+        let timer = Box::pin(sleep_until(next_bookmark.min(deadline)));
+        let state =
+            Stream { storage, filter, ready, watcher, seen, bookmarks, next_bookmark, deadline, timer, closing: false, _permit: permit };
         Ok(Box::pin(stream::unfold(state, |mut state| async move { state.next().await.map(|event| (event, state)) })))
     }
 
@@ -176,14 +180,22 @@ impl Stream {
                 (false, _) | (true, true) => self.deadline,
                 (true, false) => self.next_bookmark.min(last_call.max(Instant::now())),
             };
-            match timeout_at(wake, watcher.next()).await {
-                Ok(Ok(events)) => self.take(events),
-                Ok(Err(error)) => {
+            if self.timer.deadline() != wake {
+                self.timer.as_mut().reset(wake);
+            }
+            let events = tokio::select! {
+                biased;
+                events = watcher.next() => Some(events),
+                () = self.timer.as_mut() => None,
+            };
+            match events {
+                Some(Ok(events)) => self.take(events),
+                Some(Err(error)) => {
                     self.watcher = None;
                     return Some(Event::Error(watch_error(error)).into());
                 }
-                Err(_) if Instant::now() >= self.deadline => return None,
-                Err(_) => return Some(self.bookmark(last_call).into()),
+                None if Instant::now() >= self.deadline => return None,
+                None => return Some(self.bookmark(last_call).into()),
             }
         }
     }

@@ -64,12 +64,12 @@ fn raise(to: &mut Amounts, at_least: &Amounts) {
 
 /// `Guaranteed`, `Burstable` or `BestEffort`. Only CPU and memory count, and only where positive.
 pub fn class(pod: &Value) -> &'static str {
-    let spec = pod.get("spec").cloned().unwrap_or_default();
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
     let relevant = |list: Amounts| -> Amounts {
         list.into_iter().filter(|(name, q)| matches!(name.as_str(), "cpu" | "memory") && q.sign() > 0).collect()
     };
     if spec.at(&["resources"]).is_some_and(|r| r.map_at(&["requests"]).is_some() || r.map_at(&["limits"]).is_some()) {
-        return classify(&relevant(amounts(&spec, "requests")), &relevant(amounts(&spec, "limits")), true);
+        return classify(&relevant(amounts(spec, "requests")), &relevant(amounts(spec, "limits")), true);
     }
     let (mut requests, mut limits, mut all_limited) = (Amounts::new(), Amounts::new(), true);
     for c in spec.list_at(&["containers"]).iter().chain(spec.list_at(&["initContainers"])) {
