@@ -96,8 +96,37 @@ fn ready() {
 fn with_node(section: &str) {
     let mut node = Node::prepare(section);
     node.import_sample();
+    let has_disk = section == "idle";
+    if has_disk {
+        mount_disk(&node);
+    }
     node.start_daemon(&[]);
     run_within(&node, section);
+    if has_disk {
+        assert!(node.enter("umount").arg("--lazy").arg(node.data_dir().join("store")).status().unwrap().success());
+    }
+}
+
+/// Gives the store a disk of its own, whose counter nobody else moves: an ext4 on a loop device.
+fn mount_disk(node: &Node) {
+    let (image, store) = (node.dir.join("disk"), node.data_dir().join("store"));
+    std::fs::create_dir_all(&store).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
+    let made =
+        std::process::Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(&image).status();
+    assert!(made.unwrap().success());
+    assert!(node.enter("mount").args(["-o", "loop"]).args([&image, &store]).status().unwrap().success());
+}
+
+/// Bytes written to the device that holds the store.
+fn written_to_disk() -> u64 {
+    use std::os::linux::fs::MetadataExt as _;
+    let dir = PathBuf::from(std::env::var("CORACLE_DATA_DIR").unwrap()).join("store");
+    let device = std::fs::metadata(dir).unwrap().st_dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).unwrap();
+    // Sectors are 512 bytes here whatever the device has.
+    stat.split_whitespace().nth(6).unwrap().parse::<u64>().unwrap() * 512
 }
 
 fn with_api(section: &str) {
@@ -250,11 +279,6 @@ impl Process {
         let field = |n: usize| after_name.split_whitespace().nth(n).unwrap().parse::<f64>().unwrap();
         // USER_HZ is 100 on every Linux ABI.
         (field(11) + field(12)) / 100.0
-    }
-
-    fn written(self) -> u64 {
-        let io = std::fs::read_to_string(format!("/proc/{}/io", self.0)).unwrap();
-        io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
     }
 
     fn threads(self) -> usize {
@@ -509,7 +533,7 @@ async fn idle(cluster: &Cluster, daemon: Process) {
     }
     drop(http);
     tokio::time::sleep(SETTLE).await;
-    let (start, cpu, written) = (Instant::now(), daemon.cpu(), daemon.written());
+    let (start, cpu, written) = (Instant::now(), daemon.cpu(), written_to_disk());
     tokio::time::sleep(IDLE_CPU).await;
     let share = (daemon.cpu() - cpu) / start.elapsed().as_secs_f64() * 100.0;
     let (rss, pss) = daemon.memory();
@@ -532,9 +556,15 @@ async fn idle(cluster: &Cluster, daemon: Process) {
     );
     let rest = Duration::from_secs(minutes * 60).saturating_sub(start.elapsed());
     tokio::time::sleep(rest).await;
-    let (written, took) = (daemon.written() - written, start.elapsed().as_secs_f64() / 60.0);
+    let (written, took) = (written_to_disk() - written, start.elapsed().as_secs_f64() / 60.0);
     let ours = format!("{:.3} MB in {took:.1} min", written as f64 / 1e6);
-    figure("written while idle", ours, "0.1 MB/10m", "38 MB/10m", "write_bytes of the daemon: pages handed to the block layer");
+    figure(
+        "written while idle",
+        ours,
+        "0.1 MB/10m",
+        "38 MB/10m",
+        "sectors of the loop device that holds the store's ext4, journal included",
+    );
 }
 
 /// The shims of this node, by the folder they serve.
