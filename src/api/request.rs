@@ -52,6 +52,8 @@ impl User {
     /// The User-Agent of requests this process makes as the user: what upstream's component of that identity calls itself.
     pub fn agent(&self) -> &'static str {
         match self.name.as_str() {
+            // The API server's own requests.
+            "system:admin" => "kube-apiserver",
             "system:kube-scheduler" => "kube-scheduler",
             "system:kube-controller-manager" => "kube-controller-manager",
             name if name.starts_with("system:serviceaccount:kube-system:") => "kube-controller-manager",

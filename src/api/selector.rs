@@ -431,6 +431,10 @@ impl FieldSelector {
                 term.char_indices().find_map(|(i, _)| ["!=", "==", "="].into_iter().find(|o| term[i..].starts_with(o)).map(|o| (i, o)));
             let Some((at, operator)) = found else { return Err(format!("invalid selector: '{text}'; can't understand '{term}'")) };
             let value = unescape(&term[at + operator.len()..])?;
+            // Nothing asked of nothing is no demand.
+            if at == 0 && value.is_empty() {
+                continue;
+            }
             terms.push(FieldTerm { field: term[..at].to_string(), value, equals: operator != "!=" });
         }
         Ok(FieldSelector { terms })
@@ -479,7 +483,7 @@ fn unescape(text: &str) -> Result<String, String> {
                 Some(e) => return Err(format!("invalid field selector: invalid escape sequence: \\{e}")),
                 None => return Err("invalid field selector: invalid escape sequence: \\".to_string()),
             },
-            ',' | '=' => return Err(format!("invalid field selector: unescaped character in value: {c}")),
+            ',' | '=' => return Err(format!("invalid field selector: unescaped character in value: {}", c as u32)),
             c => out.push(c),
         }
     }

@@ -102,7 +102,7 @@ pub struct Ports {
 }
 
 /// Above the usual range, so that nobody takes it for a real one.
-const DUMMY_FIRST: u16 = 32_768;
+const DUMMY_FIRST: u16 = 32_769;
 
 impl Ports {
     /// As of now, without those of Service `namespace/name` itself (its old ones are its own to keep).
@@ -195,6 +195,6 @@ mod tests {
         assert_eq!(ports.claim(0), Ok(30000));
         assert_eq!(ports.claim(0), Err(Refusal::Full));
         let mut dry = Ports { dummy: Some(DUMMY_FIRST), ..ports };
-        assert_eq!((dry.claim(0), dry.claim(0), dry.claim(30000)), (Ok(32768), Ok(32769), Err(Refusal::Taken)));
+        assert_eq!((dry.claim(0), dry.claim(0), dry.claim(30000)), (Ok(32769), Ok(32770), Err(Refusal::Taken)));
     }
 }

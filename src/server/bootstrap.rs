@@ -199,7 +199,6 @@ fn authentication_config(cluster: &Cluster) -> Wanted {
         "requestheader-client-ca-file": cluster.front_proxy_ca.public,
         "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
         "requestheader-group-headers": "[\"X-Remote-Group\"]",
-        "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
         "requestheader-username-headers": "[\"X-Remote-User\"]",
     }});
     Wanted { resource: &resource::CONFIGMAPS, object }

@@ -118,9 +118,14 @@ fn legacy_subrow(resource: &Resource, sub: &Subresource, name: &str) -> Map {
     row
 }
 
+/// Kinds upstream stores in a version it does not serve by default, so that older servers can read what newer ones wrote. Clients compare
+/// the hash to find out that objects have to be written anew; ours stays the one they know.
+const HASHED_AS_V1BETA1: &[&str] = &["CustomResourceDefinition", "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
+
 /// First eight bytes of the SHA-256 of the storage group, version and kind, base64.
 fn storage_version_hash(resource: &Resource) -> String {
-    let text = format!("{}/{}/{}", resource.storage_group, resource.storage_version, resource.kind);
+    let version = if HASHED_AS_V1BETA1.contains(&resource.kind) { "v1beta1" } else { resource.storage_version };
+    let text = format!("{}/{}/{}", resource.storage_group, version, resource.kind);
     base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(text)[..8])
 }
 

@@ -105,15 +105,19 @@ impl Encoder<'_> {
         }
     }
 
-    /// A tree that is not stored. Views are of objects of the row's own kind (a dry run's, say); anything else is plain.
+    /// A tree that is not stored. Views are of objects of the row's own kind (a dry run's, say) and of scales; anything else is plain.
     fn value(&self, value: &Value) -> Vec<u8> {
         let is_own = value.str_at(&["kind"]) == self.row.resource.kind;
-        if !is_own {
-            return self.tree(value);
+        match self.accepted.view {
+            _ if is_own => {
+                let mut stored = value.clone();
+                let stored = if self.row.to_stored(&mut stored).is_ok() { &stored } else { value };
+                self.tree(&self.view_of(stored, value.clone()))
+            }
+            View::Table(version) if value.str_at(&["kind"]) == "Scale" => self.tree(&table::of_scale(value, self.include, version, self.now)),
+            View::Partial(version) if value.str_at(&["kind"]) == "Scale" => self.tree(&table::partial(value, version)),
+            _ => self.tree(value),
         }
-        let mut stored = value.clone();
-        let stored = if self.row.to_stored(&mut stored).is_ok() { &stored } else { value };
-        self.tree(&self.view_of(stored, value.clone()))
     }
 
     fn list_metadata(list: &List) -> Value {

@@ -169,11 +169,12 @@ impl Front {
         let info = Info::parse(http.method().as_str(), &path, &query);
         let user = self.identify(http.headers(), caller)?;
         let attributes = attributes(&info);
-        let user = self.impersonate(http.headers(), user, &attributes)?;
+        let user = self.impersonate(http.headers(), user, &attributes).map_err(Refused::before_flow)?;
+        let flow = !is_unmeasured(&info);
         let timeout = route::timeout_seconds(&query)?.filter(|t| *t > 0.0).map_or(REQUEST_SECONDS_MAX, |t| t.min(REQUEST_SECONDS_MAX));
         let timeout = Duration::from_secs_f64(timeout);
         if !info.is_resource || !self.pipeline.registry().has_group(&info.group) {
-            self.pipeline.auth().require(&user, &attributes)?;
+            self.pipeline.auth().require(&user, &attributes).map_err(|status| Refused { status, flow })?;
             return nonresource::answer(self, &http_head(&http), &info).map_err(Refused::flow).map(|r| self.with_flow_headers(r));
         }
         let row = self.pipeline.registry().find(&info.group, &info.version, &info.resource);
@@ -181,7 +182,7 @@ impl Front {
             Ok(target) => target,
             Err(status) => {
                 self.pipeline.auth().require(&user, &attributes)?;
-                return Err(Refused::flow(status));
+                return Err(Refused { status, flow });
             }
         };
         let row = row.expect("a target has a row");
@@ -197,16 +198,16 @@ impl Front {
             request.name.clear();
         }
         if target.verb == Verb::Connect {
-            self.pipeline.auth().require(&user, &attributes)?;
+            self.pipeline.auth().require(&user, &attributes).map_err(Refused::before_flow)?;
             request.options.raw = query;
-            self.pipeline.admit_connect(&request)?;
+            self.pipeline.admit_connect(&request).map_err(Refused::before_flow)?;
             let (head, body) = http.into_parts();
             let Some(incoming) = body.into_incoming() else { return Err(Status::bad_request("this request must be upgraded").into()) };
             let connected = {
                 let http = Request::from_parts(head, incoming);
                 proxy::connect(&self.connectors, &**self.pipeline.access(), &request, http, caller.peer.remote).await
             };
-            return connected.map_err(Refused::from);
+            return connected.map_err(Refused::before_flow);
         }
         request.options = route::options(target.verb, query).map_err(Refused::flow)?;
         let kind = match target.verb {
@@ -320,6 +321,10 @@ struct Refused {
 }
 
 impl Refused {
+    fn before_flow(status: Status) -> Refused {
+        Refused { status, flow: false }
+    }
+
     fn flow(status: Status) -> Refused {
         Refused { status, flow: true }
     }
@@ -451,6 +456,12 @@ fn list_response(pipeline: Arc<Pipeline>, row: &Row, list: request::List, parts:
         set(response.headers_mut(), "vary", "Accept-Encoding");
     }
     response
+}
+
+/// Long-running requests other than watches pass no flow.
+fn is_unmeasured(info: &Info) -> bool {
+    let connects = info.is_resource && matches!(info.subresource.as_str(), "attach" | "exec" | "log" | "portforward" | "proxy");
+    connects || info.path.starts_with("/debug/pprof/")
 }
 
 /// What authorization sees of a path.

@@ -104,10 +104,15 @@ impl Server {
         let listener = listen(config, pki, port)?;
         let address = listener.local_address().unwrap_or(config.local_api());
         let store = Store::open(store::Config::new(config.data_dir.join("store"))).await?;
+        let is_fresh = store.revision() == 0;
         let pipeline = assemble(store, cluster(config, pki), clock)?;
         let front = Front::new(pipeline.clone(), kubelet_connector(pki)?);
         let master = Client::new(pipeline.clone(), User::master());
         bootstrap::run(&master, pipeline.cluster(), &config.cluster_dns.to_string()).await.map_err(Error::Bootstrap)?;
+        if is_fresh {
+            // Nobody was served before: nothing can have been read at a revision older than this.
+            pipeline.store().compact(pipeline.store().revision()).await?;
+        }
         // Controllers start next, under the policy just written.
         pipeline.auth().rbac();
         pipeline.auth().follow(pipeline.store());

@@ -174,6 +174,12 @@ pub fn unavailable(available: &[&str]) -> Status {
     status
 }
 
+/// Whether a document that exists as `media` only will do.
+pub fn takes(header: &str, media: &str) -> bool {
+    let clauses = clauses(header);
+    clauses.is_empty() || clauses.iter().any(|c| c.media == media || matches!(c.media, "*/*" | "application/*"))
+}
+
 /// The encoding errors are written in: what was asked, JSON if that makes no sense.
 pub fn error_encoding(header: &str) -> Encoding {
     for clause in clauses(header) {

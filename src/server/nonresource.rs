@@ -46,12 +46,8 @@ pub(super) fn answer(front: &Front, head: &Head<'_>, info: &Info) -> Result<Resp
         }),
         ["openapi", "v3", rest @ ..] => Ok(openapi_document(head, &rest.join("/"))),
         ["openapi", "v2"] => Ok(openapi_v2(head)),
-        [".well-known", "openid-configuration"] => Ok(json(front.pipeline.auth().openid_configuration().to_string().into_bytes(), head)),
-        ["openid", "v1", "jwks"] => {
-            let mut response = json(front.pipeline.auth().jwks().to_string().into_bytes(), head);
-            set(response.headers_mut(), "content-type", "application/jwk-set+json");
-            Ok(response)
-        }
+        [".well-known", "openid-configuration"] => issuer_document(head, negotiate::MEDIA[0], &front.pipeline.auth().openid_configuration()),
+        ["openid", "v1", "jwks"] => issuer_document(head, "application/jwk-set+json", &front.pipeline.auth().jwks()),
         [""] => negotiated(head, root()),
         _ => Ok(not_found()),
     }
@@ -99,6 +95,18 @@ fn negotiated(head: &Head<'_>, value: Value) -> Result<Response<ResponseBody>> {
     let accepted = negotiate::accept(head.accept, Kind::Discovery).map_err(|r| negotiate::not_acceptable(&r, Kind::Discovery))?;
     let body = negotiate::encode(&value, accepted.encoding, accepted.pretty);
     Ok(bytes_response(200, accepted.encoding.media_type(), body, head.accept_encoding.contains("gzip")))
+}
+
+/// What verifiers of tokens read; they may keep it for an hour.
+fn issuer_document(head: &Head<'_>, media: &str, document: &Value) -> Result<Response<ResponseBody>> {
+    only_get(head)?;
+    if !negotiate::takes(head.accept, media) {
+        return Err(negotiate::unavailable(&[media]));
+    }
+    let mut response = json(document.to_string().into_bytes(), head);
+    set(response.headers_mut(), "content-type", media);
+    set(response.headers_mut(), "cache-control", "public, max-age=3600");
+    Ok(response)
 }
 
 fn json(body: Vec<u8>, head: &Head<'_>) -> Response<ResponseBody> {

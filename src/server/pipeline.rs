@@ -16,7 +16,7 @@ use crate::api::client::{Future, Transport};
 use crate::api::json;
 use crate::api::object::Object;
 use crate::api::request::{Outcome, Request, Response, Verb};
-use crate::api::resource::{self, Resource};
+use crate::api::resource::{self, Resource, Subresource};
 use crate::api::schema::TypeRef;
 use crate::api::status::{Result, Status};
 use crate::api::time::Clock;
@@ -206,6 +206,13 @@ impl Pipeline {
         apply::track(old, new, &write, &form, &self.versions(row, &context.subresource));
     }
 
+    /// The same for what a subresource is asked with and nothing stores.
+    pub(super) fn manage_subresource_fields(&self, context: &Context, sub: &Subresource, ty: TypeRef, new: &mut Value) {
+        let (api_version, now) = (resource::api_version(sub.group, sub.version), context.now.to_string());
+        let write = Write { manager: &context.manager, subresource: &context.subresource, api_version: &api_version, now: &now };
+        apply::track(None, new, &write, &api_version, &OneVersion(ty));
+    }
+
     /// The versions of a row's objects, as field ownership sees them.
     pub(super) fn versions<'a>(&'a self, row: &'a Row, subresource: &'a str) -> RowVersions<'a> {
         RowVersions { registry: &self.registry, row, subresource }
@@ -217,6 +224,21 @@ impl Pipeline {
 
     pub(super) fn admit_validating(&self, context: &Context, object: &Value, old: Option<&Value>) -> Result<()> {
         self.plugins.iter().try_for_each(|p| p.validate(context, object, old))
+    }
+}
+
+/// [`Versions`] of what has only one.
+struct OneVersion(TypeRef);
+
+impl Versions for OneVersion {
+    fn type_of(&self, _: &str) -> Option<TypeRef> {
+        Some(self.0)
+    }
+    fn convert(&self, tree: &Value, _: &str, _: &str) -> Option<Value> {
+        Some(tree.clone())
+    }
+    fn ownable(&self) -> Ownable {
+        Ownable::Except(&[])
     }
 }
 

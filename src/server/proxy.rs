@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 
 use crate::api::request::Request;
 use crate::api::resource;
-use crate::api::status::{Result, Status};
+use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
 use crate::server::strategy::Access;
 use crate::server::websocket;
@@ -54,6 +54,9 @@ pub async fn connect(
     if request.subresource == "proxy" {
         return backend::forward(connectors, access, request, http, remote).await;
     }
+    if request.subresource == "log" {
+        check_log_options(&request.name, &request.options.raw)?;
+    }
     let pod = access
         .get(&resource::PODS, &request.namespace, &request.name)
         .ok_or_else(|| Status::not_found(&resource::PODS, &request.name))?
@@ -65,7 +68,9 @@ pub async fn connect(
     if pod.str_at(&["spec", "nodeName"]).is_empty() {
         // Logs of a pod that runs nowhere yet are empty; exec has nowhere to go.
         if request.subresource == "log" {
-            return Ok(http::Response::new(empty()));
+            let mut nothing = http::Response::new(empty());
+            *nothing.status_mut() = http::StatusCode::NO_CONTENT;
+            return Ok(nothing);
         }
         return Err(Status::bad_request(format!("pod {} does not have a host assigned", request.name)));
     }
@@ -134,6 +139,32 @@ fn kubelet_address(node: &Value) -> Result<(String, i64)> {
 }
 
 /// Path and query on the kubelet; the query goes along as it came, less `container`.
+/// The parameters of `log`, before anybody is asked for lines.
+fn check_log_options(pod: &str, query: &[(String, String)]) -> Result<()> {
+    let text = |key: &str| query.iter().find(|(k, v)| k == key && !v.is_empty()).map(|(_, v)| v.as_str());
+    let number = |key: &str| -> Result<Option<i64>> {
+        let bad = |text: &str| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+        text(key).map(|t| t.parse::<i64>().map_err(|_| bad(t))).transpose()
+    };
+    let (tail, since, limit) = (number("tailLines")?, number("sinceSeconds")?, number("limitBytes")?);
+    let mut errors = Vec::new();
+    if let Some(n) = tail.filter(|n| *n < 0) {
+        errors.push(FieldError::invalid("tailLines", n, "must be greater than or equal to 0"));
+    }
+    if let Some(n) = limit.filter(|n| *n < 1) {
+        errors.push(FieldError::invalid("limitBytes", n, "must be greater than 0"));
+    }
+    if since.is_some() && text("sinceTime").is_some() {
+        errors.push(FieldError::forbidden("[]", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+    } else if let Some(n) = since.filter(|n| *n < 1) {
+        errors.push(FieldError::invalid("sinceSeconds", n, "must be greater than 0"));
+    }
+    if text("stream").is_some() {
+        errors.push(FieldError::forbidden("stream", "may not be specified"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("", "PodLogOptions", pod, &errors)) }
+}
+
 fn kubelet_path(request: &Request, container: &str) -> Result<String> {
     let (folder, container) = match request.subresource.as_str() {
         "log" => ("containerLogs", format!("/{container}")),

@@ -276,6 +276,8 @@ impl Selectable {
 pub enum Propagation {
     Background,
     Orphan,
+    /// Its objects own nothing, or see to it themselves: policies asked for change nothing.
+    Unsupported,
 }
 
 /// Resources whose objects have a generation.
@@ -306,6 +308,23 @@ const COUNTS_GENERATIONS: &[&str] = &[
     "validatingadmissionpolicies",
     "validatingadmissionpolicybindings",
     "validatingwebhookconfigurations",
+];
+
+/// Resources whose updated metadata is looked at once.
+const LOOK_AT_METADATA_ONCE: &[&str] = &[
+    "csinodes",
+    "endpointslices",
+    "flowschemas",
+    "limitranges",
+    "mutatingadmissionpolicybindings",
+    "mutatingwebhookconfigurations",
+    "namespaces",
+    "persistentvolumes",
+    "poddisruptionbudgets",
+    "prioritylevelconfigurations",
+    "validatingadmissionpolicies",
+    "validatingwebhookconfigurations",
+    "volumeattachments",
 ];
 
 /// Behaviour of one group-resource. All methods but `resource` have defaults.
@@ -405,6 +424,10 @@ pub trait Strategy: Send + Sync {
     fn has_status(&self) -> bool {
         self.resource().subresource("status").is_some()
     }
+    /// Whether the kind looks at changed metadata once more, and complains once more.
+    fn looks_at_metadata_again(&self, as_: &'static Resource) -> bool {
+        !LOOK_AT_METADATA_ONCE.contains(&as_.plural)
+    }
     /// PUT to a name that is not there creates it.
     fn create_on_update(&self) -> bool {
         false
@@ -456,6 +479,9 @@ pub trait Strategy: Send + Sync {
     }
 
     // --- subresources and reviews
+
+    /// What is left out of the body of a POST to a subresource.
+    fn default_subresource(&self, subresource: &str, body: &mut Value) {}
 
     /// For `/scale` where it is not at `spec.replicas`, `status.replicas`, `spec.selector`.
     fn scale(&self) -> Scale {
@@ -525,12 +551,13 @@ pub fn begin_update<S: Strategy + ?Sized>(strategy: &S, new: &mut Value, old: &V
     }
 }
 
-/// `generation + 1` if anything beside apiVersion, kind, metadata and status differs.
+/// `generation + 1` if anything beside apiVersion, kind, metadata and status differs. A list that is empty is one that is not there.
 pub fn count_generation(new: &mut Value, old: &Value) {
     let other = |v: &Value| -> Map {
         let empty = Map::new();
         let skip = ["apiVersion", "kind", "metadata", "status"];
-        v.as_map().unwrap_or(&empty).iter().filter(|(k, v)| !skip.contains(k) && !v.is_null()).map(|(k, v)| (k, v.clone())).collect()
+        let is_nothing = |v: &Value| v.is_null() || v.as_list().is_some_and(<[Value]>::is_empty);
+        v.as_map().unwrap_or(&empty).iter().filter(|(k, v)| !skip.contains(k) && !is_nothing(v)).map(|(k, v)| (k, v.clone())).collect()
     };
     if !crate::server::cursor::same(&Value::Map(other(new)), &Value::Map(other(old))) {
         let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0);

@@ -42,8 +42,12 @@ fn definition(column: &Column) -> Value {
 
 /// One row; `object` is a tree of the storage version for the cells, `shown` of the served one.
 pub fn row(strategy: &dyn Strategy, object: &Value, shown: &Value, include: Include, version: &str, now: Time) -> Value {
+    row_of(strategy.row(object, now), shown, include, version)
+}
+
+fn row_of(cells: Vec<Value>, shown: &Value, include: Include, version: &str) -> Value {
     let mut row = Value::map();
-    row.set(&["cells"], Value::List(strategy.row(object, now)));
+    row.set(&["cells"], Value::List(cells));
     match include {
         Include::None => {
             row.set(&["object"], Value::Null);
@@ -66,6 +70,23 @@ pub fn partial(object: &Value, version: &str) -> Value {
         }
     }
     partial
+}
+
+/// The Table of one Scale.
+pub fn of_scale(scale: &Value, include: Include, version: &str, now: Time) -> Value {
+    const COLUMNS: &[Column] = &[
+        Column::new("Name", "string"),
+        Column::new("Desired", "integer"),
+        Column::new("Available", "integer"),
+        Column::new("Age", "string"),
+    ];
+    let count = |member: &str| scale.i64_at(&[member, "replicas"]).unwrap_or(0);
+    let cells: Vec<Value> =
+        vec![scale.str_at(&["metadata", "name"]).into(), count("spec").into(), count("status").into(), age(scale, now).into()];
+    let metadata = crate::value!({"resourceVersion": scale.str_at(&["metadata", "resourceVersion"])});
+    let mut table = table(version, metadata, Some(COLUMNS));
+    table.set(&["rows"], Value::List(vec![row_of(cells, scale, include, version)]));
+    table
 }
 
 /// Name and Age.

@@ -122,6 +122,7 @@ fn eviction(context: &Context, node: &str, body: &Value) -> Result<()> {
     let Some(pod) = context.access.get(&resource::PODS, &context.namespace, &context.name) else {
         let mut status = Status::not_found(&resource::PODS, &context.name);
         status.message = format!("pod \"{}\" not found", context.name);
+        status.details.get_or_insert_default().kind = "pod".to_string();
         return Err(status);
     };
     if pod.str_at(&["spec", "nodeName"]) == node {

@@ -12,6 +12,7 @@ pub mod rbac;
 pub mod token;
 pub mod x509;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -124,6 +125,8 @@ pub struct Auth {
     written: AtomicU64,
     taken_in: AtomicU64,
     followed: AtomicBool,
+    /// By which mode of impersonation a requester was last allowed.
+    modes: Mutex<HashMap<String, impersonation::Mode>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +148,7 @@ impl Auth {
             written: AtomicU64::new(1),
             taken_in: AtomicU64::new(0),
             followed: AtomicBool::new(false),
+            modes: Mutex::default(),
         }))
     }
 

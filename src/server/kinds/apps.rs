@@ -7,7 +7,7 @@ use crate::api::value::{Map, Value};
 use crate::server::cursor;
 use crate::server::kinds::core::{matches_selector, pod_defaults, pod_spec, print_selector};
 use crate::server::kinds::workload;
-use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_create, begin_update};
+use crate::server::strategy::{Column, Context, Strategy, begin_create, begin_update};
 use crate::server::{table, validation};
 use crate::value;
 
@@ -181,9 +181,6 @@ impl Strategy for ReplicaSets {
             images.into(),
             print_selector(object.at(&["spec", "selector"]).unwrap_or(&Value::Null)).into(),
         ]
-    }
-    fn selectable(&self, _: &'static Resource) -> &'static [Selectable] {
-        const { &[Selectable { label: "status.replicas", path: &["status", "replicas"], absent: "0" }] }
     }
 }
 

@@ -61,7 +61,7 @@ impl Strategy for Endpoints {
 /// The first three, and how many more.
 fn some_of(list: &[String], nothing: &str) -> String {
     match list {
-        [] => nothing.to_string(),
+        list if list.iter().all(String::is_empty) => nothing.to_string(),
         [first @ .., _] if first.len() < 3 => list.join(","),
         _ => format!("{} + {} more...", list[..3].join(","), list.len() - 3),
     }
@@ -144,10 +144,15 @@ impl Strategy for EndpointSlices {
         Ok(())
     }
     fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {
-        slice(object)
+        slice(object, None)
+    }
+    fn warnings(&self, _: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let kind = object.str_at(&["addressType"]);
+        let is_new = old.is_none_or(|o| o.str_at(&["addressType"]) != kind);
+        if kind == "FQDN" && is_new { vec!["spec.addressType: FQDN endpoints are deprecated".to_string()] } else { Vec::new() }
     }
     fn validate_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = slice(new);
+        let mut errors = slice(new, Some(old));
         check::immutable(&mut errors, "addressType", new.get("addressType"), old.get("addressType"));
         errors
     }
@@ -168,7 +173,7 @@ impl Strategy for EndpointSlices {
             .iter()
             .map(|p| match (p.i64_at(&["port"]), p.str_at(&["name"])) {
                 (Some(port), _) => port.to_string(),
-                (None, "") => "*".to_string(),
+                (None, _) if p.at(&["name"]).is_none() => "*".to_string(),
                 (None, name) => name.to_string(),
             })
             .collect();
@@ -199,7 +204,8 @@ const ENDPOINTS_MAX: usize = 1000;
 const ADDRESSES_MAX: usize = 100;
 const PORTS_MAX: usize = 20_000;
 
-fn slice(object: &Value) -> Vec<FieldError> {
+/// Endpoints as they were in the old slice are not judged again.
+fn slice(object: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let kind = object.str_at(&["addressType"]);
     match kind {
@@ -210,7 +216,8 @@ fn slice(object: &Value) -> Vec<FieldError> {
     if endpoints.len() > ENDPOINTS_MAX {
         errors.push(FieldError::too_many("endpoints", endpoints.len(), ENDPOINTS_MAX));
     }
-    for (i, endpoint) in endpoints.iter().take(ENDPOINTS_MAX).enumerate() {
+    let before = old.map_or(&[][..], |o| o.list_at(&["endpoints"]));
+    for (i, endpoint) in endpoints.iter().take(ENDPOINTS_MAX).enumerate().filter(|(_, e)| !before.contains(e)) {
         self::endpoint(&mut errors, &format!("endpoints[{i}]"), endpoint, kind);
     }
     slice_ports(&mut errors, object.list_at(&["ports"]));
@@ -228,7 +235,10 @@ fn endpoint(errors: &mut Vec<FieldError>, at: &str, endpoint: &Value, kind: &str
         let (each, a) = (format!("{at}.addresses[{i}]"), a.as_str().unwrap_or(""));
         match kind {
             "IPv4" | "IPv6" => {
-                let messages = address(a);
+                let messages = match address(a) {
+                    messages if messages.is_empty() => check::canonical_ip(a),
+                    messages => messages,
+                };
                 let valid = messages.is_empty();
                 invalid(errors, &each, a, messages);
                 let fits = a.parse::<IpAddr>().map_or(true, |ip| ip.is_ipv4() == (kind == "IPv4"));
@@ -305,7 +315,7 @@ mod tests {
 
     #[test]
     fn slices() {
-        let texts = |object: Value| slice(&object).iter().map(FieldError::to_string).collect::<Vec<_>>();
+        let texts = |object: Value| slice(&object, None).iter().map(FieldError::to_string).collect::<Vec<_>>();
         assert!(texts(value!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}]})).is_empty());
         assert_eq!(texts(value!({"endpoints": []})), ["addressType: Required value"]);
         assert_eq!(

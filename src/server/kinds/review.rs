@@ -5,11 +5,13 @@ use std::sync::Arc;
 use crate::api::client::Future;
 use crate::api::request::User;
 use crate::api::resource::{self, Resource};
+use crate::api::schema::{self, Shape};
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
 use crate::server::auth::rbac::Rule;
 use crate::server::auth::{Attributes, Auth, node};
 use crate::server::strategy::{Context, Strategy};
+use crate::server::validation::shown_as;
 use crate::value;
 
 pub fn rows(auth: &Arc<Auth>) -> Vec<Box<dyn Strategy>> {
@@ -97,7 +99,9 @@ impl Review {
         let (resource, path) = (spec.at(&["resourceAttributes"]), spec.at(&["nonResourceAttributes"]));
         if resource.is_some() && path.is_some() {
             let why = "cannot be specified in combination with resourceAttributes";
-            errors.push(FieldError::invalid("spec.nonResourceAttributes", path.cloned().unwrap_or_default(), why));
+            let shape = Shape::of(self.resource.type_ref()).member("spec").member("nonResourceAttributes");
+            let shown = schema::show(shape, path.unwrap_or(&Value::Null));
+            errors.push(shown_as(FieldError::invalid("spec.nonResourceAttributes", Value::Null, why), shown));
         }
         if resource.is_none() && path.is_none() {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
@@ -122,7 +126,19 @@ impl Review {
             let why = "may not specified at the same time as requirements";
             errors.push(FieldError::invalid("spec.resourceAttributes.fieldSelector.rawSelector", raw, why));
         }
+        errors.extend(self.check_metadata(object));
         if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("authorization.k8s.io", "", "", &errors)) }
+    }
+
+    /// Nothing but what the server itself puts there.
+    fn check_metadata(&self, object: &Value) -> Option<FieldError> {
+        let is_local = matches!(self.kind, Kind::LocalSubjectAccess);
+        let metadata = object.get("metadata")?;
+        let is_own = |key: &str| key == "managedFields" || (is_local && key == "namespace");
+        let said = metadata.as_map()?.iter().any(|(key, value)| !is_own(key) && !value.is_null() && value.as_str() != Some(""));
+        let why = if is_local { "must be empty except for namespace" } else { "must be empty" };
+        let shown = || schema::show(Shape::of(self.resource.type_ref()).member("metadata"), metadata);
+        said.then(|| shown_as(FieldError::invalid("metadata", Value::Null, why), shown()))
     }
 
     fn access(&self, user: &User, object: &Value) -> Value {

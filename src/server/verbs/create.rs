@@ -117,10 +117,10 @@ impl Pipeline {
         self.admit_mutating(context, &mut value, None)?;
         dedup_owners(context, &mut value);
         strategy.default(&mut value);
-        let generated = fill_system_metadata(context, &mut value);
-        strategy.prepare_create(context, &mut value)?;
-        // What is answered and not stored needs no name.
+        // What is answered and not stored needs no name, and is nothing that came to be.
         let is_stored = row.resource.verbs != ["create"];
+        let generated = is_stored && fill_system_metadata(context, &mut value);
+        strategy.prepare_create(context, &mut value)?;
         let mut errors = if is_stored { super::metadata_errors(row, &value) } else { Vec::new() };
         errors.extend(strategy.validate(context, &value));
         if is_stored && errors.is_empty() {
@@ -183,9 +183,16 @@ impl Pipeline {
         if value.str_at(&["metadata", "name"]).is_empty() {
             value.set(&["metadata", "name"], request.name.as_str());
         }
-        super::check_name(&request, &value)?;
+        // These are checked by whom they are for, in words of their own.
+        if !matches!(sub.kind, "TokenRequest" | "Binding") {
+            super::check_name(&request, &value)?;
+        }
         settle_namespace(&request, &mut value)?;
         let context = self.context(Operation::Create, &request);
+        row.strategy.default_subresource(sub.name, &mut value);
+        if sub.kind == "TokenRequest" {
+            self.manage_subresource_fields(&context, sub, ty, &mut value);
+        }
         self.admit_mutating(&context, &mut value, None)?;
         self.admit_validating(&context, &value, None)?;
         let handled = row.strategy.create_subresource(&context, value).ok_or_else(Status::no_such_resource)?;

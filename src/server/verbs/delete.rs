@@ -96,6 +96,7 @@ impl Pipeline {
             let (namespace, name) = (object.namespace().to_string(), object.name().to_string());
             let one = Request { verb: Verb::Delete, namespace, name, ..request.clone() };
             match self.delete_one(row, &one, &options, warnings).await {
+                // Shown as they were listed.
                 Ok(_) => items.push(object),
                 Err(status) if status.code == 404 => {}
                 Err(status) => return Err(status),
@@ -174,7 +175,6 @@ fn shorten(value: &mut Value, left: i64, seconds: i64) {
     let when = before - Duration::from_secs((left - seconds).max(0) as u64);
     value.set(&["metadata", "deletionTimestamp"], when.to_string());
     value.set(&["metadata", "deletionGracePeriodSeconds"], seconds);
-    count_generation(value);
 }
 
 fn count_generation(value: &mut Value) {
@@ -186,20 +186,16 @@ fn count_generation(value: &mut Value) {
 /// The object's finalizers with those of the propagation policy added or taken away.
 fn wanted_finalizers(row: &Row, context: &Context, old: &Value, options: &DeleteOptions) -> Vec<Value> {
     let now: Vec<&str> = old.list_at(&["metadata", "finalizers"]).iter().filter_map(Value::as_str).collect();
-    if row.storage.plural == "events" {
-        // Nothing depends on an event.
-        let own = now.into_iter().filter(|f| !matches!(*f, ORPHAN | FOREGROUND));
-        return own.map(Value::from).collect();
-    }
     let has = |f: &str| now.contains(&f);
-    let orphan = match (options.orphan, options.propagation.as_deref()) {
+    let is_supported = row.strategy.propagation(context.resource) != Propagation::Unsupported;
+    let orphan = is_supported && match (options.orphan, options.propagation.as_deref()) {
         (Some(orphan), _) => orphan,
         (None, Some(policy)) => policy == "Orphan",
         (None, None) if has(ORPHAN) => true,
         (None, None) if has(FOREGROUND) => false,
         (None, None) => row.strategy.propagation(context.resource) == Propagation::Orphan,
     };
-    let foreground = match (options.orphan, options.propagation.as_deref()) {
+    let foreground = is_supported && match (options.orphan, options.propagation.as_deref()) {
         (Some(_), _) => false,
         (None, Some(policy)) => policy == "Foreground",
         (None, None) => has(FOREGROUND),

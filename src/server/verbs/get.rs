@@ -18,7 +18,7 @@ impl Pipeline {
                 .ok_or_else(|| not_found(row, &request.name));
         }
         if let Some(text) = &request.options.resource_version {
-            let revision = super::parse_revision(text).map_err(|e| Status::bad_request(format!("invalid resource version: {e}")))?;
+            let revision = super::parse_revision(text).map_err(|e| Status::new(500, "", e))?;
             self.require_revision(revision)?;
         }
         self.stored(row, &request.namespace, &request.name).map(|object| Response::Object { object, code: 200 })

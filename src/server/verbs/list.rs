@@ -33,6 +33,8 @@ pub(in crate::server) struct Filter {
     /// Pinned by `metadata.name=` and `metadata.namespace=`, and by the path of old watches.
     pub name: Option<String>,
     pub namespace: Option<String>,
+    /// At most one object can be meant.
+    is_single: bool,
 }
 
 impl Filter {
@@ -54,7 +56,12 @@ impl Filter {
             !(t.equals && matches!(t.field.as_str(), "metadata.name" | "metadata.namespace")) || is_doubled(&name, &namespace, t)
         });
         let path_name = Some(request.name.clone()).filter(|n| !n.is_empty());
-        Ok(Filter { strategy: row.strategy.clone(), resource: row.resource, labels, fields, name: name.or(path_name), namespace })
+        if path_name.is_some() && name.is_some() && name != path_name {
+            return Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name"));
+        }
+        let name = name.or(path_name);
+        let is_single = name.is_some() && (!row.resource.namespaced || !request.namespace.is_empty());
+        Ok(Filter { strategy: row.strategy.clone(), resource: row.resource, labels, fields, name, namespace, is_single })
     }
 
     pub(in crate::server) fn is_everything(&self) -> bool {
@@ -178,7 +185,7 @@ impl Pipeline {
         let prefix = Bytes::from(Reader::prefix(row.storage, &request.namespace));
         let position = self.position(&request.options, &prefix)?;
         // A list from "any" state ignores the limit, as one served from upstream's cache does.
-        let unlimited = request.options.resource_version.as_deref() == Some("0") && request.options.continue_token.is_none();
+        let unlimited = request.options.resource_version.as_deref() == Some("0");
         let limit = request.options.limit.filter(|l| *l > 0 && !unlimited).map_or(usize::MAX, |l| l as usize);
         self.page(row, &filter, prefix, position, limit).map(Response::List)
     }
@@ -241,7 +248,7 @@ impl Pipeline {
                     }
                 }
             }
-            let more = page.more || rest > 0;
+            let more = (page.more || rest > 0) && !(filter.is_single && items.len() == limit);
             if items.len() == limit || !more {
                 let full = items.len() == limit && more;
                 let token = after.as_ref().filter(|_| full).map(|key| encode_token(revision as i64, &start(&prefix, key)));

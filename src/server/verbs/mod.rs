@@ -383,33 +383,40 @@ fn metadata_errors(row: &Row, value: &Value) -> Vec<FieldError> {
     }
 }
 
-/// What is wrong with the change of an object's metadata. Upstream looks twice, in general and for the kind, and says so
+/// A write named another object of the same name; in the words of upstream's store.
+pub(in crate::server) fn wrong_uid(resource: &Resource, place: (&str, &str), sent: &str, stored: &str) -> Status {
+    let (namespace, name) = place;
+    // Where upstream keeps these is not where they are served.
+    let folder = match (resource.group, resource.plural) {
+        ("", "services") => "services/specs",
+        ("", "endpoints") => "services/endpoints",
+        ("", "replicationcontrollers") => "controllers",
+        ("", "nodes") => "minions",
+        ("networking.k8s.io", "ingresses") => "ingress",
+        ("apiextensions.k8s.io", "customresourcedefinitions") => "apiextensions.k8s.io/customresourcedefinitions",
+        ("apiregistration.k8s.io", "apiservices") => "apiregistration.k8s.io/apiservices",
+        (_, plural) => plural,
+    };
+    let path =
+        [folder, namespace, name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: /registry/{path}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
+         precondition: {sent}, UID in object meta: {stored}"
+    );
+    Status::conflict(resource, name, &why)
+}
+
+/// What is wrong with the change of an object's metadata. Upstream looks in general and, for most kinds, again, and says so
 /// twice in the causes.
-fn metadata_update_errors(row: &Row, new: &Value, old: &Value) -> Vec<FieldError> {
-    const LOOKED_AT_ONCE: [&str; 12] = [
-        "mutatingadmissionpolicybindings",
-        "mutatingwebhookconfigurations",
-        "validatingadmissionpolicies",
-        "validatingwebhookconfigurations",
-        "endpointslices",
-        "flowschemas",
-        "prioritylevelconfigurations",
-        "poddisruptionbudgets",
-        "csinodes",
-        "volumeattachments",
-        "limitranges",
-        "persistentvolumes",
-    ];
+fn metadata_update_errors(row: &Row, twice: bool, new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = validation::metadata_update(new, old);
     if matches!(row.strategy.name_rule(), NameRule::Unchecked) {
         return errors;
     }
-    let is_twice = !LOOKED_AT_ONCE.contains(&row.storage.plural);
     validation::labels(&mut errors, "metadata.labels", new.at(&["metadata", "labels"]));
     validation::annotations(&mut errors, "metadata.annotations", new.at(&["metadata", "annotations"]));
-    if is_twice {
-        let again = errors.clone();
-        errors.extend(again);
+    if twice {
+        errors.extend(errors.clone());
     }
     errors
 }

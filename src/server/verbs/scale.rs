@@ -78,8 +78,7 @@ impl Pipeline {
             }
             let uid = scale.str_at(&["metadata", "uid"]);
             if !uid.is_empty() && uid != old.uid() {
-                let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", old.uid());
-                return Err(Status::conflict(row.resource, &request.name, &why));
+                return Err(super::wrong_uid(row.resource, (&request.namespace, &request.name), uid, old.uid()));
             }
             let row_version = row.resource.api_version();
             let managed = owners::to_object(managed, scale.at(MANAGED), paths.replicas, &row_version, &is_known);

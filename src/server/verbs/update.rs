@@ -51,7 +51,7 @@ impl Pipeline {
         let expected_uid = value.str_at(&["metadata", "uid"]).to_string();
         let make = |old: &Object| -> Result<Wanted> {
             if !expected_uid.is_empty() && expected_uid != old.uid() {
-                return Err(wrong_uid(row, &request, &expected_uid, old.uid()));
+                return Err(super::wrong_uid(row.resource, (&request.namespace, &request.name), &expected_uid, old.uid()));
             }
             if lacks_revision {
                 let why = FieldError::invalid("metadata.resourceVersion", 0i64, "must be specified for an update");
@@ -158,7 +158,8 @@ impl Pipeline {
             }
             _ => strategy.prepare_subresource_update(context, &mut value, old)?,
         }
-        let mut errors = super::metadata_update_errors(row, &value, old);
+        let twice = strategy.looks_at_metadata_again(context.resource);
+        let mut errors = super::metadata_update_errors(row, twice, &value, old);
         errors.extend(match context.subresource.as_str() {
             "" | "scale" => strategy.validate_update(context, &value, old),
             _ if is_status => strategy.validate_status_update(context, &value, old),
@@ -307,27 +308,6 @@ fn restore_unownable(row: &Row, new: &mut Value, old: &Value) {
             }
         }
     }
-}
-
-fn wrong_uid(row: &Row, request: &Request, sent: &str, stored: &str) -> Status {
-    // Where etcd would have it.
-    let place = match (row.storage.group, row.storage.plural) {
-        ("", "endpoints") => "services/endpoints",
-        ("", "services") => "services/specs",
-        ("", "replicationcontrollers") => "controllers",
-        ("", "nodes") => "minions",
-        ("networking.k8s.io", "ingresses") => "ingress",
-        ("apiextensions.k8s.io", _) => "apiextensions.k8s.io/customresourcedefinitions",
-        ("apiregistration.k8s.io", _) => "apiregistration.k8s.io/apiservices",
-        ("", "events") => "events",
-        (_, plural) => plural,
-    };
-    let path = [place, &request.namespace, &request.name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
-    let why = format!(
-        "StorageError: invalid object, Code: 4, Key: /registry/{path}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
-         precondition: {sent}, UID in object meta: {stored}"
-    );
-    Status::conflict(row.resource, &request.name, &why)
 }
 
 pub(super) fn parse_patch(request: &Request, patch_type: PatchType) -> Result<Value> {

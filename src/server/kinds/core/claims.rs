@@ -8,7 +8,7 @@ use crate::api::value::{Map, Value};
 use crate::server::cursor::{At, same};
 use crate::server::kinds::core::{pod_defaults, volumes};
 use crate::server::kinds::plain::{Cell, Plain, plain, string};
-use crate::server::strategy::{Column, Selectable};
+use crate::server::strategy::Column;
 use crate::server::validation;
 
 pub fn rows() -> Vec<Plain> {
@@ -32,7 +32,6 @@ pub fn rows() -> Vec<Plain> {
             }
         },
         status_rules: status,
-        selectable: const { &[Selectable::new("name", &["metadata", "name"])] },
         ..plain(
             &resource::PERSISTENTVOLUMECLAIMS,
             const {

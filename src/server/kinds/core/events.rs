@@ -5,7 +5,7 @@ use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
 use crate::server::cursor;
-use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy};
+use crate::server::strategy::{Column, Context, NameRule, Propagation, Selectable, Strategy};
 use crate::server::{table, validation};
 
 pub struct Events;
@@ -35,7 +35,7 @@ const COLUMNS: &[Column] = &[
 ];
 
 macro_rules! selectable {
-    ($object:literal, $reporter:literal) => {
+    ($object:literal, $reporter:literal $(, $source:expr)?) => {
         const {
             &[
                 Selectable::new(concat!($object, ".kind"), &["involvedObject", "kind"]),
@@ -48,7 +48,7 @@ macro_rules! selectable {
                 Selectable::new("reason", &["reason"]),
                 Selectable::new($reporter, &["reportingComponent"]),
                 Selectable::new("type", &["type"]),
-                Selectable::new("source", &["source", "component"]),
+                $($source)?
             ]
         }
     };
@@ -129,9 +129,15 @@ impl Strategy for Events {
     fn row(&self, event: &Value, now: Time) -> Vec<Value> {
         row(event, now)
     }
+    fn looks_at_metadata_again(&self, as_: &'static Resource) -> bool {
+        !as_.group.is_empty()
+    }
+    fn propagation(&self, _: &'static Resource) -> Propagation {
+        Propagation::Unsupported
+    }
     fn selectable(&self, as_: &'static Resource) -> &'static [Selectable] {
         if as_.group.is_empty() {
-            selectable!("involvedObject", "reportingComponent")
+            selectable!("involvedObject", "reportingComponent", Selectable::new("source", &["source", "component"]))
         } else {
             selectable!("regarding", "reportingController")
         }

@@ -4,7 +4,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
-use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy, begin_status_update, restore};
+use crate::server::strategy::{Column, Context, NameRule, Propagation, Selectable, Strategy, begin_status_update, restore};
 use crate::server::{table, validation};
 use crate::value;
 
@@ -44,7 +44,7 @@ impl Strategy for Namespaces {
     }
     fn validate(&self, _: &Context, object: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        finalizers(&mut errors, object);
+        finalizers(&mut errors, object, |_| "spec.finalizers".to_string());
         errors
     }
     fn validate_update(&self, _: &Context, _: &Value, _: &Value) -> Vec<FieldError> {
@@ -63,7 +63,7 @@ impl Strategy for Namespaces {
     }
     fn validate_subresource_update(&self, _: &Context, new: &Value, _: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        finalizers(&mut errors, new);
+        finalizers(&mut errors, new, |i| format!("spec.finalizers[{i}]"));
         errors
     }
     fn name_rule(&self) -> NameRule {
@@ -74,6 +74,9 @@ impl Strategy for Namespaces {
     }
     fn blocks_deletion(&self, object: &Value) -> bool {
         !object.list_at(&["spec", "finalizers"]).is_empty()
+    }
+    fn propagation(&self, _: &'static Resource) -> Propagation {
+        Propagation::Unsupported
     }
     fn mark_deleting(&self, _: &Context, object: &mut Value) {
         object.set(&["status", "phase"], "Terminating");
@@ -92,13 +95,13 @@ impl Strategy for Namespaces {
         vec![text(&["metadata", "name"]), text(&["status", "phase"]), table::age(object, now).into()]
     }
     fn selectable(&self, _: &'static Resource) -> &'static [Selectable] {
-        const { &[Selectable::new("name", &["metadata", "name"]), Selectable::new("status.phase", &["status", "phase"])] }
+        const { &[Selectable::new("status.phase", &["status", "phase"])] }
     }
 }
 
-fn finalizers(errors: &mut Vec<FieldError>, object: &Value) {
+fn finalizers(errors: &mut Vec<FieldError>, object: &Value, place: impl Fn(usize) -> String) {
     for (i, name) in object.list_at(&["spec", "finalizers"]).iter().enumerate() {
-        let (at, name) = (format!("spec.finalizers[{i}]"), name.as_str().unwrap_or(""));
+        let (at, name) = (place(i), name.as_str().unwrap_or(""));
         validation::invalid(errors, &at, name, validation::qualified_name(name));
         if !name.contains('/') && !matches!(name, "orphan" | "foregroundDeletion" | "kubernetes") {
             let why = "name is neither a standard finalizer name nor is it fully qualified";

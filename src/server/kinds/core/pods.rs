@@ -11,6 +11,7 @@ use crate::api::value::Value;
 use crate::server::kinds::{none, success};
 use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_status_update, count_generation, restore};
 use crate::server::table;
+use crate::server::verbs::wrong_uid;
 use crate::value;
 
 pub struct Pods;
@@ -35,6 +36,8 @@ const SELECTABLE: &[Selectable] = &[
     Selectable { label: "spec.hostNetwork", path: &["spec", "hostNetwork"], absent: "false" },
     Selectable::new("status.phase", &["status", "phase"]),
     Selectable::new("status.podIP", &["status", "podIP"]),
+    // Can be asked for, and is never there.
+    Selectable::new("status.podIPs", &["status", "podIPs"]),
     Selectable::new("status.nominatedNodeName", &["status", "nominatedNodeName"]),
 ];
 
@@ -240,6 +243,9 @@ fn assign(pod: &mut Value, binding: &Value, node: &str, now: Time) -> Result<()>
     for (key, label) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
         let (want, have) = (binding.str_at(&["metadata", key]), pod.str_at(&["metadata", key]));
         if !want.is_empty() && want != have {
+            if key == "uid" {
+                return Err(wrong_uid(&resource::PODS, (pod.str_at(&["metadata", "namespace"]), &name), want, have));
+            }
             let why = format!("Precondition failed: {label} in precondition: {want}, {label} in object meta: {have}");
             return Err(Status::conflict(&resource::PODS, &name, &why));
         }

@@ -33,6 +33,11 @@ impl Strategy for ServiceAccounts {
     fn returns_deleted(&self) -> bool {
         true
     }
+    fn default_subresource(&self, _: &str, body: &mut Value) {
+        if body.at(&["spec", "expirationSeconds"]).is_none() {
+            body.set(&["spec", "expirationSeconds"], DEFAULT_SECONDS);
+        }
+    }
     fn create_subresource<'a>(&'a self, context: &'a Context, body: Value) -> Option<Future<'a, Result<Response>>> {
         (context.subresource == "token").then(|| -> Future<'a, Result<Response>> { Box::pin(async move { self.token(context, body) }) })
     }
@@ -109,11 +114,16 @@ fn check_seconds(seconds: i64) -> Result<()> {
 fn bind(context: &Context, bound: &Value, claims: &mut Claims) -> Result<()> {
     let (kind, name) = (bound.str_at(&["kind"]), bound.str_at(&["name"]));
     let find = |resource: &'static Resource, namespace: &str| -> Result<Object> {
+        if name.is_empty() {
+            return Err(Status::bad_request("Name parameter required."));
+        }
         context.access.get(resource, namespace, name).ok_or_else(|| Status::not_found(resource, name))
     };
     let reference = |o: &Object| Some(Ref { name: name.to_string(), uid: o.uid().to_string() });
-    let object = match (bound.str_at(&["apiVersion"]), kind) {
-        ("v1", "Pod") => {
+    // Of the core group any version will do.
+    let version = bound.str_at(&["apiVersion"]);
+    let object = match (if version.contains('/') { version } else { "" }, kind) {
+        ("", "Pod") => {
             let pod = find(&resource::PODS, &context.namespace)?;
             if pod.str_at(&["spec", "serviceAccountName"]) != context.name {
                 let account = &context.name;
@@ -126,17 +136,17 @@ fn bind(context: &Context, bound: &Value, claims: &mut Claims) -> Result<()> {
             claims.node = uid.map(|uid| Ref { name: node, uid });
             pod
         }
-        ("v1", "Secret") => {
+        ("", "Secret") => {
             let secret = find(&resource::SECRETS, &context.namespace)?;
             claims.secret = reference(&secret);
             secret
         }
-        ("v1", "Node") => {
+        ("", "Node") => {
             let node = find(&resource::NODES, "")?;
             claims.node = reference(&node);
             node
         }
-        (version, kind) => {
+        (_, kind) => {
             let shown = match version.split_once('/') {
                 Some((group, version)) => format!("{group}/{version}, Kind={kind}"),
                 None => format!("/{version}, Kind={kind}"),

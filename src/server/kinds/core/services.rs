@@ -334,7 +334,9 @@ fn families(context: &Context, service: &mut Value) -> Result<()> {
         return Err(refuse(service, FieldError::invalid("spec.ipFamilyPolicy", policy, why)));
     }
     // Explicit addresses say which families are meant.
-    for (i, ip) in addresses(service).iter().enumerate() {
+    let addresses = addresses(service);
+    // More of them than there are families is refused for that, not for what they would say.
+    for (i, ip) in addresses.iter().enumerate().filter(|_| addresses.len() <= 2) {
         if let (Ok(ip), true) = (ip.parse::<IpAddr>(), families.len() <= i) {
             families.push(if ip.is_ipv4() { "IPv4" } else { "IPv6" }.to_string());
         }

@@ -7,7 +7,7 @@ use crate::api::value::Value;
 use crate::server::cursor::{At, same};
 use crate::server::kinds::core::{pod_defaults, pod_env, pod_spec};
 use crate::server::kinds::plain::{Cell, Plain, plain, string};
-use crate::server::strategy::{Column, Selectable};
+use crate::server::strategy::Column;
 use crate::server::validation;
 
 pub fn rows() -> Vec<Plain> {
@@ -31,7 +31,6 @@ pub fn rows() -> Vec<Plain> {
         },
         status_rules: |_, _| {},
         warnings: |new, _| volume_warnings(new),
-        selectable: const { &[Selectable::new("name", &["metadata", "name"])] },
         ..plain(
             &resource::PERSISTENTVOLUMES,
             const {
