@@ -114,7 +114,9 @@ impl Encoder<'_> {
                 let stored = if self.row.to_stored(&mut stored).is_ok() { &stored } else { value };
                 self.tree(&self.view_of(stored, value.clone()))
             }
-            View::Table(version) if value.str_at(&["kind"]) == "Scale" => self.tree(&table::of_scale(value, self.include, version, self.now)),
+            View::Table(version) if value.str_at(&["kind"]) == "Scale" => {
+                self.tree(&table::of_scale(value, self.include, version, self.now))
+            }
             View::Partial(version) if value.str_at(&["kind"]) == "Scale" => self.tree(&table::partial(value, version)),
             _ => self.tree(value),
         }

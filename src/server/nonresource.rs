@@ -46,7 +46,9 @@ pub(super) fn answer(front: &Front, head: &Head<'_>, info: &Info) -> Result<Resp
         }),
         ["openapi", "v3", rest @ ..] => Ok(openapi_document(head, &rest.join("/"))),
         ["openapi", "v2"] => Ok(openapi_v2(head)),
-        [".well-known", "openid-configuration"] => issuer_document(head, negotiate::MEDIA[0], &front.pipeline.auth().openid_configuration()),
+        [".well-known", "openid-configuration"] => {
+            issuer_document(head, negotiate::MEDIA[0], &front.pipeline.auth().openid_configuration())
+        }
         ["openid", "v1", "jwks"] => issuer_document(head, "application/jwk-set+json", &front.pipeline.auth().jwks()),
         [""] => negotiated(head, root()),
         _ => Ok(not_found()),

@@ -188,18 +188,20 @@ fn wanted_finalizers(row: &Row, context: &Context, old: &Value, options: &Delete
     let now: Vec<&str> = old.list_at(&["metadata", "finalizers"]).iter().filter_map(Value::as_str).collect();
     let has = |f: &str| now.contains(&f);
     let is_supported = row.strategy.propagation(context.resource) != Propagation::Unsupported;
-    let orphan = is_supported && match (options.orphan, options.propagation.as_deref()) {
-        (Some(orphan), _) => orphan,
-        (None, Some(policy)) => policy == "Orphan",
-        (None, None) if has(ORPHAN) => true,
-        (None, None) if has(FOREGROUND) => false,
-        (None, None) => row.strategy.propagation(context.resource) == Propagation::Orphan,
-    };
-    let foreground = is_supported && match (options.orphan, options.propagation.as_deref()) {
-        (Some(_), _) => false,
-        (None, Some(policy)) => policy == "Foreground",
-        (None, None) => has(FOREGROUND),
-    };
+    let orphan = is_supported
+        && match (options.orphan, options.propagation.as_deref()) {
+            (Some(orphan), _) => orphan,
+            (None, Some(policy)) => policy == "Orphan",
+            (None, None) if has(ORPHAN) => true,
+            (None, None) if has(FOREGROUND) => false,
+            (None, None) => row.strategy.propagation(context.resource) == Propagation::Orphan,
+        };
+    let foreground = is_supported
+        && match (options.orphan, options.propagation.as_deref()) {
+            (Some(_), _) => false,
+            (None, Some(policy)) => policy == "Foreground",
+            (None, None) => has(FOREGROUND),
+        };
     let mut wanted: Vec<&str> = now.iter().copied().filter(|f| !matches!(*f, ORPHAN | FOREGROUND)).collect();
     if orphan {
         wanted.push(ORPHAN);

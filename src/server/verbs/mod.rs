@@ -397,8 +397,7 @@ pub(in crate::server) fn wrong_uid(resource: &Resource, place: (&str, &str), sen
         ("apiregistration.k8s.io", "apiservices") => "apiregistration.k8s.io/apiservices",
         (_, plural) => plural,
     };
-    let path =
-        [folder, namespace, name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
+    let path = [folder, namespace, name].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/");
     let why = format!(
         "StorageError: invalid object, Code: 4, Key: /registry/{path}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
          precondition: {sent}, UID in object meta: {stored}"

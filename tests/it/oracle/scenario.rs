@@ -367,7 +367,8 @@ fn hide_certificates(value: &mut Value) {
     const HEAD: &str = "X509SHA256=";
     const DIGITS: usize = 64;
     let hide = |bytes: &mut Vec<u8>| {
-        let starts: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(HEAD.as_bytes())).map(|at| at + HEAD.len()).collect();
+        let starts: Vec<usize> =
+            (0..bytes.len()).filter(|at| bytes[*at..].starts_with(HEAD.as_bytes())).map(|at| at + HEAD.len()).collect();
         starts.iter().filter_map(|at| bytes.get(*at..at + DIGITS).map(|_| *at)).collect::<Vec<_>>().into_iter().for_each(|at| {
             bytes[at..at + DIGITS].fill(b'0');
         });
