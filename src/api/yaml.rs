@@ -203,127 +203,317 @@ fn float(text: &str) -> Option<f64> {
     text.parse().ok().filter(|f: &f64| is_number && f.is_finite())
 }
 
-/// Block style, keys in order, ending in a newline.
+/// Block style as upstream's writer has it, ending in a newline: keys in natural order, text without quotes wherever it would be
+/// read back as the same text, lines folded where they pass [`WIDTH`].
 pub fn write(value: &Value) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1024);
+    let mut out = Writer(String::with_capacity(1024));
     match value {
-        Value::Map(map) if !map.is_empty() => members(map, 0, &mut out),
-        Value::List(list) if !list.is_empty() => items(list, 0, &mut out),
+        Value::Map(map) if !map.is_empty() => out.members(map, 0),
+        Value::List(list) if !list.is_empty() => out.items(list, 0),
         value => {
-            scalar(value, 1, &mut out);
-            out.push(b'\n');
+            out.scalar(value, 1);
+            out.0.push('\n');
         }
     }
-    out
+    out.0.into_bytes()
 }
 
-fn indent(depth: usize, out: &mut Vec<u8>) {
-    out.resize(out.len() + 2 * depth, b' ');
-}
+/// A line is folded at the first space beyond.
+const WIDTH: usize = 80;
 
-fn members(map: &Map, depth: usize, out: &mut Vec<u8>) {
-    for (i, (key, value)) in map.iter().enumerate() {
-        // The first one stands behind the dash of a list or at the start of the text.
-        if i > 0 {
-            indent(depth, out);
-        }
-        string(key, out);
-        out.push(b':');
-        match value {
-            Value::Map(inner) if !inner.is_empty() => {
-                out.push(b'\n');
-                indent(depth + 1, out);
-                members(inner, depth + 1, out);
-            }
-            Value::List(list) if !list.is_empty() => {
-                out.push(b'\n');
-                indent(depth, out);
-                items(list, depth, out);
-            }
-            value => {
-                out.push(b' ');
-                scalar(value, depth + 1, out);
-                out.push(b'\n');
-            }
-        }
+struct Writer(String);
+
+impl Writer {
+    fn indent(&mut self, depth: usize) {
+        self.0.extend(std::iter::repeat_n(' ', 2 * depth));
     }
-}
 
-fn items(list: &[Value], depth: usize, out: &mut Vec<u8>) {
-    for (i, item) in list.iter().enumerate() {
-        if i > 0 {
-            indent(depth, out);
-        }
-        out.extend_from_slice(b"- ");
-        match item {
-            Value::Map(inner) if !inner.is_empty() => members(inner, depth + 1, out),
-            Value::List(inner) if !inner.is_empty() => items(inner, depth + 1, out),
-            item => {
-                scalar(item, depth + 1, out);
-                out.push(b'\n');
+    fn members(&mut self, map: &Map, depth: usize) {
+        let mut sorted: Vec<(&str, &Value)> = map.iter().collect();
+        sorted.sort_by(|(a, _), (b, _)| natural(a, b));
+        for (i, (key, value)) in sorted.into_iter().enumerate() {
+            // The first one stands behind the dash of a list or at the start of the text.
+            if i > 0 {
+                self.indent(depth);
             }
-        }
-    }
-}
-
-/// A value on its line, or a block of lines `depth` deep; without the last newline.
-fn scalar(value: &Value, depth: usize, out: &mut Vec<u8>) {
-    match value {
-        Value::Str(text) if is_block(text) => {
-            out.extend_from_slice(if text.ends_with('\n') { b"|" } else { b"|-" });
-            for line in text.lines() {
-                out.push(b'\n');
-                if !line.is_empty() {
-                    indent(depth, out);
-                    out.extend_from_slice(line.as_bytes());
+            self.string(key, None);
+            self.0.push(':');
+            match value {
+                Value::Map(inner) if !inner.is_empty() => {
+                    self.0.push('\n');
+                    self.indent(depth + 1);
+                    self.members(inner, depth + 1);
+                }
+                Value::List(list) if !list.is_empty() => {
+                    self.0.push('\n');
+                    self.indent(depth);
+                    self.items(list, depth);
+                }
+                value => {
+                    self.0.push(' ');
+                    self.scalar(value, depth + 1);
+                    self.0.push('\n');
                 }
             }
         }
-        Value::Str(text) => string(text, out),
-        value => json::write(value, out),
+    }
+
+    fn items(&mut self, list: &[Value], depth: usize) {
+        for (i, item) in list.iter().enumerate() {
+            if i > 0 {
+                self.indent(depth);
+            }
+            self.0.push_str("- ");
+            match item {
+                Value::Map(inner) if !inner.is_empty() => self.members(inner, depth + 1),
+                Value::List(inner) if !inner.is_empty() => self.items(inner, depth + 1),
+                item => {
+                    self.scalar(item, depth + 1);
+                    self.0.push('\n');
+                }
+            }
+        }
+    }
+
+    /// A value on its line, or lines `depth` deep; without the last newline.
+    fn scalar(&mut self, value: &Value, depth: usize) {
+        match value {
+            Value::Str(text) => self.string(text, Some(depth)),
+            value => self.0.push_str(&value.to_string()),
+        }
+    }
+
+    /// `depth` is that of lines to come; `None`: there may be none.
+    fn string(&mut self, text: &str, depth: Option<usize>) {
+        let looks = Looks::of(text);
+        match depth {
+            Some(depth) if text.contains('\n') && looks.block => self.block(text, depth),
+            _ if text.contains('\n') || !is_string(text) => self.double_quoted(text, depth),
+            _ if looks.plain => self.folded(text, depth),
+            _ if looks.single_quoted => {
+                self.0.push('\'');
+                self.folded(&text.replace('\'', "''"), depth);
+                self.0.push('\'');
+            }
+            _ => self.double_quoted(text, depth),
+        }
+    }
+
+    /// Characters of the line so far.
+    fn column(&self) -> usize {
+        let line = self.0.rfind('\n').map_or(0, |i| i + 1);
+        self.0[line..].chars().count()
+    }
+
+    fn folded(&mut self, text: &str, depth: Option<usize>) {
+        let mut column = self.column();
+        let chars: Vec<char> = text.chars().collect();
+        for (i, c) in chars.iter().enumerate() {
+            let single_space = *c == ' ' && (i == 0 || chars[i - 1] != ' ') && chars.get(i + 1).is_some_and(|next| *next != ' ');
+            match depth {
+                Some(depth) if single_space && column > WIDTH => {
+                    self.0.push('\n');
+                    self.indent(depth);
+                    column = 2 * depth;
+                }
+                _ => {
+                    self.0.push(*c);
+                    column += 1;
+                }
+            }
+        }
+    }
+
+    fn double_quoted(&mut self, text: &str, depth: Option<usize>) {
+        self.0.push('"');
+        let mut column = self.column();
+        let chars: Vec<char> = text.chars().collect();
+        for (i, c) in chars.iter().enumerate() {
+            let inner = i > 0 && i + 1 < chars.len();
+            let after_space = i > 0 && chars[i - 1] == ' ';
+            if let Some(depth) = depth
+                && *c == ' '
+                && inner
+                && !after_space
+                && column > WIDTH
+            {
+                self.0.push('\n');
+                self.indent(depth);
+                column = 2 * depth;
+                if chars[i + 1] == ' ' {
+                    self.0.push('\\');
+                    column += 1;
+                }
+                continue;
+            }
+            let before = self.0.len();
+            self.escaped(*c);
+            column += self.0[before..].chars().count();
+        }
+        self.0.push('"');
+    }
+
+    fn escaped(&mut self, c: char) {
+        let short = match c {
+            '\0' => '0',
+            '\u{7}' => 'a',
+            '\u{8}' => 'b',
+            '\t' => 't',
+            '\n' => 'n',
+            '\u{b}' => 'v',
+            '\u{c}' => 'f',
+            '\r' => 'r',
+            '\u{1b}' => 'e',
+            '"' => '"',
+            '\\' => '\\',
+            '\u{85}' => 'N',
+            '\u{a0}' => '_',
+            '\u{2028}' => 'L',
+            '\u{2029}' => 'P',
+            c if is_printable(c) => return self.0.push(c),
+            c => {
+                let code = u32::from(c);
+                self.0.push_str(&match code {
+                    ..=0xff => format!("\\x{code:02X}"),
+                    ..=0xffff => format!("\\u{code:04X}"),
+                    _ => format!("\\U{code:08X}"),
+                });
+                return;
+            }
+        };
+        self.0.push('\\');
+        self.0.push(short);
+    }
+
+    /// Lines as they are.
+    fn block(&mut self, text: &str, depth: usize) {
+        self.0.push('|');
+        if text.starts_with([' ', '\n']) {
+            self.0.push('2');
+        }
+        match text.strip_suffix('\n') {
+            None => self.0.push('-'),
+            Some("") => self.0.push('+'),
+            Some(rest) if rest.ends_with('\n') => self.0.push('+'),
+            Some(_) => {}
+        }
+        for line in text.strip_suffix('\n').unwrap_or(text).split('\n') {
+            self.0.push('\n');
+            if !line.is_empty() {
+                self.indent(depth);
+                self.0.push_str(line);
+            }
+        }
     }
 }
 
-/// Text that reads well as lines and comes back as it was.
-fn is_block(text: &str) -> bool {
-    let body = text.strip_suffix('\n').unwrap_or(text);
-    body.contains('\n')
-        && !body.ends_with('\n')
-        && !body.starts_with([' ', '\n', '\t'])
-        && text.chars().all(|c| c == '\n' || c == '\t' || (c >= ' ' && !is_special(c)))
+/// Whether a scalar without quotes is read as the text it is.
+fn is_string(text: &str) -> bool {
+    const WORDS: [&str; 15] =
+        ["", "~", "null", "Null", "NULL", "true", "True", "TRUE", "false", "False", "FALSE", "<<", ".nan", ".NaN", ".NAN"];
+    let bare = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if WORDS.contains(&text) || matches!(bare, ".inf" | ".Inf" | ".INF") || resolve(text).is_some() {
+        return false;
+    }
+    let starts_as_number = bare.starts_with(|c: char| c.is_ascii_digit());
+    if bare.starts_with('.') || starts_as_number {
+        let plain = text.replace('_', "");
+        let shape = plain.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'));
+        if shape && plain.parse::<f64>().is_ok() {
+            return false;
+        }
+    }
+    !(is_base_60(text) || is_time(text))
 }
 
-/// What YAML does not print, or takes for the end of a line.
-fn is_special(c: char) -> bool {
-    matches!(c, '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
+/// `1:30`: what used to be a number.
+fn is_base_60(text: &str) -> bool {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let mut parts = digits.split(':');
+    let first = parts.next().unwrap_or("");
+    let number = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());
+    let rest: Vec<&str> = parts.collect();
+    let sixty = |p: &str| number(p) && (p.len() == 1 || (p.len() == 2 && p.as_bytes()[0] < b'6'));
+    let Some((last, inner)) = rest.split_last() else { return false };
+    let last = last.split_once('.').map_or(*last, |(whole, _)| whole);
+    first.starts_with(|c: char| c.is_ascii_digit()) && number(&first.replace('_', "")) && inner.iter().all(|p| sixty(p)) && sixty(last)
 }
 
-/// Without quotes where every reader agrees that it is a string.
-fn string(text: &str, out: &mut Vec<u8>) {
-    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/' | ' ' | '(' | ')' | '=' | '+' | ':' | ',');
-    let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_'))
-        && text.chars().all(word)
-        && !text.ends_with([' ', ':'])
-        && !text.contains(": ")
-        && resolve(text).is_none()
-        && !matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "null");
-    if plain {
-        out.extend_from_slice(text.as_bytes());
-    } else {
-        quoted(text, out);
+/// `2001-1-2` and `2001-1-2T15:4:5.9Z`, with a space instead of the `T`, too.
+fn is_time(text: &str) -> bool {
+    let (date, time) = match text.split_once(['T', 't', ' ']) {
+        Some((date, time)) => (date, Some(time)),
+        None => (text, None),
+    };
+    let number = |p: &str, most: usize| !p.is_empty() && p.len() <= most && p.bytes().all(|b| b.is_ascii_digit());
+    let parts: Vec<&str> = date.split('-').collect();
+    let is_date = matches!(parts.as_slice(), [y, m, d] if y.len() == 4 && number(y, 4) && number(m, 2) && number(d, 2));
+    let is_time = time.is_none_or(|time| {
+        let clock = time.trim_end_matches('Z');
+        let clock = clock.rfind(['+', '-']).map_or(clock, |zone| &clock[..zone]);
+        let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+        let parts: Vec<&str> = clock.split(':').collect();
+        parts.len() == 3 && parts.iter().all(|p| number(p, 2)) && number(fraction, 9)
+    });
+    is_date && is_time
+}
+
+/// How a text may be written.
+struct Looks {
+    plain: bool,
+    single_quoted: bool,
+    block: bool,
+}
+
+impl Looks {
+    fn of(text: &str) -> Looks {
+        let chars: Vec<char> = text.chars().collect();
+        let blank = |i: usize| chars.get(i).is_none_or(|c| matches!(c, ' ' | '\t' | '\n' | '\r'));
+        let mut indicator = text.starts_with("---") || text.starts_with("...");
+        for (i, c) in chars.iter().enumerate() {
+            indicator |= match c {
+                '#' | ',' | '[' | ']' | '{' | '}' | '&' | '*' | '!' | '|' | '>' | '\'' | '"' | '%' | '@' | '`' if i == 0 => true,
+                '?' | '-' if i == 0 => blank(i + 1),
+                ':' => blank(i + 1),
+                '#' => blank(i - 1),
+                _ => false,
+            };
+        }
+        let special = !chars.iter().all(|c| *c == '\n' || is_printable(*c));
+        let around = text.starts_with([' ', '\n']) || text.ends_with([' ', '\n']);
+        let (space_break, break_space) = (text.contains(" \n"), text.contains("\n "));
+        Looks {
+            plain: !indicator && !special && !around && !text.contains('\n'),
+            single_quoted: !special && !space_break && !break_space,
+            block: !special && !space_break && !text.ends_with(' '),
+        }
     }
 }
 
-/// As JSON, whose escapes YAML shares.
-fn quoted(text: &str, out: &mut Vec<u8>) {
-    let start = out.len();
-    json::write_str(text, out);
-    if text.contains(is_special) {
-        let escaped = text.chars().filter(|c| is_special(*c)).collect::<std::collections::BTreeSet<char>>();
-        let written = String::from_utf8(out.split_off(start)).expect("JSON is UTF-8");
-        let written = escaped.into_iter().fold(written, |text, c| text.replace(c, &format!("\\u{:04x}", u32::from(c))));
-        out.extend_from_slice(written.as_bytes());
+/// What YAML prints as it is.
+fn is_printable(c: char) -> bool {
+    matches!(c, ' '..='~' | '\u{a0}'..='\u{2027}' | '\u{202a}'..='\u{fefe}' | '\u{ff00}'..='\u{fffd}')
+}
+
+/// Digits count as the numbers they make, and come before letters.
+fn natural(a: &str, b: &str) -> std::cmp::Ordering {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let Some(i) = a.iter().zip(&b).position(|(x, y)| x != y) else { return a.len().cmp(&b.len()) };
+    let (x, y) = (a[i], b[i]);
+    match (x.is_alphabetic(), y.is_alphabetic()) {
+        (true, true) => return x.cmp(&y),
+        (true, false) => return std::cmp::Ordering::Greater,
+        (false, true) => return std::cmp::Ordering::Less,
+        (false, false) => {}
     }
+    // Zeros within a number are not at its start.
+    let within = (x == '0' || y == '0') && a[..i].iter().rev().take_while(|c| c.is_ascii_digit()).any(|c| *c != '0');
+    let number = |chars: &[char]| {
+        let digits = chars[i..].iter().take_while(|c| c.is_ascii_digit());
+        let start = i64::from(within);
+        digits.fold((start, i), |(n, end), c| (n.wrapping_mul(10).wrapping_add(i64::from(u32::from(*c) - u32::from('0'))), end + 1))
+    };
+    number(&a).cmp(&number(&b)).then(x.cmp(&y))
 }
 
 #[cfg(test)]
@@ -366,6 +556,32 @@ mod tests {
         ] {
             assert_eq!(read(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn quotes_and_folds_are_upstreams() {
+        for (text, expected) in [
+            (".", "."),
+            ("5e8c33a1-0000-4000-8000-000000000000", "5e8c33a1-0000-4000-8000-000000000000"),
+            ("2020-01-02T03:04:05Z", "\"2020-01-02T03:04:05Z\""),
+            ("*/5 * * * *", "'*/5 * * * *'"),
+            ("", "\"\""),
+            ("1:30", "\"1:30\""),
+            ("10.0.0.1", "10.0.0.1"),
+            ("k:{\"a\":1}", "k:{\"a\":1}"),
+            ("a: b", "'a: b'"),
+            ("it's: b", "'it''s: b'"),
+            ("1e3", "\"1e3\""),
+            ("n", "\"n\""),
+        ] {
+            assert_eq!(String::from_utf8(write(&value!({"a": text}))).unwrap(), format!("a: {expected}\n"));
+        }
+        let long = "This FlowSchema references the PriorityLevelConfiguration object named \"global-default\" and it exists";
+        let tree = value!({"conditions": [{"message": long}]});
+        let folded = "conditions:\n- message: This FlowSchema references the PriorityLevelConfiguration object named\n    \"global-default\" and it exists\n";
+        assert_eq!(String::from_utf8(write(&tree)).unwrap(), folded);
+        let keys = value!({"a10": 1, "a2": 1, "f:x": 1, ".": 1});
+        assert_eq!(String::from_utf8(write(&keys)).unwrap(), ".: 1\na2: 1\na10: 1\nf:x: 1\n");
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn row_of(cells: Vec<Value>, shown: &Value, include: Include, version: &str) -> 
 pub fn partial(object: &Value, version: &str) -> Value {
     let mut partial = crate::value!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}")});
     partial.set(&["metadata"], object.get("metadata").cloned().unwrap_or_else(Value::map));
-    if object.str_at(&["kind"]) == "DaemonSet" {
+    if matches!(object.str_at(&["kind"]), "" | "DaemonSet") {
         // Upstream makes it up on converting the whole object.
         partial.remove(&["metadata", "annotations", "deprecated.daemonset.template.generation"]);
         if partial.map_at(&["metadata", "annotations"]).is_some_and(|m| m.is_empty()) {

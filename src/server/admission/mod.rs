@@ -3,6 +3,8 @@
 //! Each plugin is one file: it looks at the request and the applied state, and changes the object, refuses, or adds writes
 //! to the batch. The order is upstream's.
 
+pub mod claim_resize;
+pub mod default_class;
 pub mod default_tolerations;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
@@ -26,7 +28,10 @@ pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
         Box::new(taint_nodes::TaintNodesByCondition),
         Box::new(priority::Priority),
         Box::new(default_tolerations::DefaultTolerationSeconds),
+        Box::new(default_class::DefaultStorageClass),
         Box::new(storage_protection::StorageProtection),
+        Box::new(claim_resize::ClaimResize),
         Box::new(runtime_class::RuntimeClass),
+        Box::new(default_class::DefaultIngressClass),
     ]
 }

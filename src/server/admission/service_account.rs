@@ -48,6 +48,13 @@ impl Plugin for ServiceAccount {
     }
     fn validate(&self, context: &Context, pod: &Value, _: Option<&Value>) -> Result<()> {
         let mirror = is_pod_create(context) && pod.at(&["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some();
+        if is_pod_create(context) && !mirror {
+            let name = pod.str_at(&["spec", "serviceAccountName"]);
+            let account = context.access.get(&resource::SERVICEACCOUNTS, &context.namespace, name).map(|a| a.value());
+            let account = account.filter(|a| a.str_at(&["metadata", "annotations", ENFORCE]) == "true");
+            let wrong = account.and_then(|account| unmountable(&account, name, pod));
+            return wrong.map_or(Ok(()), |why| Err(Status::forbidden(context.resource, pod_name(context, pod), &why)));
+        }
         if !mirror {
             return Ok(());
         }
@@ -60,6 +67,46 @@ impl Plugin for ServiceAccount {
         }
         Ok(())
     }
+}
+
+/// The annotation of accounts whose pods can use no secrets but those the account lists.
+pub const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
+
+/// The first secret a pod uses that its account does not list.
+fn unmountable(account: &Value, account_name: &str, pod: &Value) -> Option<String> {
+    let lists = |list: &str, name: &str| account.list_at(&[list]).iter().any(|s| s.str_at(&["name"]) == name);
+    let unlisted = |secret: Option<&Value>, member: &str| -> Option<String> {
+        let name = secret?.str_at(&[member]);
+        (!lists("secrets", name)).then(|| name.to_string())
+    };
+    let why = |what: String, secret: String| {
+        format!(
+            "{what} secret.secretName=\"{secret}\" is not allowed because service account {account_name} does not reference that secret"
+        )
+    };
+    let spec = |list: &str| pod.list_at(&["spec", list]);
+    if let Some(secret) = spec("volumes").iter().find_map(|v| unlisted(v.at(&["secret"]), "secretName")) {
+        return Some(why("volume with".to_string(), secret));
+    }
+    for (list, kind) in [("initContainers", "init container"), ("containers", "container")] {
+        for container in spec(list) {
+            let name = container.str_at(&["name"]);
+            for variable in container.list_at(&["env"]) {
+                if let Some(secret) = unlisted(variable.at(&["valueFrom", "secretKeyRef"]), "name") {
+                    return Some(why(format!("{kind} {name} with envVar {} referencing", variable.str_at(&["name"])), secret));
+                }
+            }
+            let from = container.list_at(&["envFrom"]).iter().find_map(|source| unlisted(source.at(&["secretRef"]), "name"));
+            if let Some(secret) = from {
+                return Some(why(format!("{kind} {name} with envFrom referencing"), secret));
+            }
+        }
+    }
+    let (i, pull) = spec("imagePullSecrets").iter().enumerate().find(|(_, s)| !lists("imagePullSecrets", s.str_at(&["name"])))?;
+    let name = pull.str_at(&["name"]);
+    Some(format!(
+        "imagePullSecrets[{i}].name=\"{name}\" is not allowed because service account {account_name} does not reference that imagePullSecret"
+    ))
 }
 
 fn is_pod_create(context: &Context) -> bool {

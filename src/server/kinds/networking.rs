@@ -25,6 +25,12 @@ pub fn rows() -> Vec<Plain> {
                 }
             },
             generation: true,
+            warnings: |new, old| {
+                const KEY: &str = "kubernetes.io/ingress.class";
+                let annotated = old.is_none() && new.at(&["metadata", "annotations", KEY]).is_some();
+                let text = || format!("annotation \"{KEY}\" is deprecated, please use 'spec.ingressClassName' instead");
+                annotated.then(text).into_iter().collect()
+            },
             ..plain(
                 &resource::INGRESSES,
                 const { &[Column::NAME, string("Class"), string("Hosts"), string("Address"), string("Ports"), Column::AGE] },

@@ -4,6 +4,7 @@ use super::pod_spec;
 use crate::api::schema;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::{Map, Value};
+use crate::server::cursor;
 
 const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
     `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
@@ -155,11 +156,11 @@ fn same_but_seconds(a: &Value, b: &Value) -> bool {
 
 fn gates(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
     let was = old.list_at(&["schedulingGates"]);
-    for gate in new.list_at(&["schedulingGates"]) {
+    for (i, gate) in new.list_at(&["schedulingGates"]).iter().enumerate() {
         if !was.contains(gate) {
             let why = "only deletion is allowed, but found new scheduling gate";
             let shown = gate.str_at(&["name"]);
-            errors.push(FieldError::forbidden("spec.schedulingGates", format!("{why} '{shown}'")));
+            errors.push(FieldError::forbidden(format!("spec.schedulingGates[{i}].name"), format!("{why} '{shown}'")));
         }
     }
 }
@@ -181,6 +182,13 @@ pub fn status(new: &Value, old: &Value) -> Vec<FieldError> {
         let ip = ip.str_at(&["ip"]);
         let messages = crate::server::validation::ip(ip);
         crate::server::validation::invalid(&mut errors, &format!("status.podIPs[{i}]"), ip, messages);
+    }
+    let is_v4 = |ip: &Value| !ip.str_at(&["ip"]).contains(':');
+    if ips.len() > 2 || (ips.len() == 2 && is_v4(&ips[0]) == is_v4(&ips[1])) {
+        let ty = schema::type_of("v1", "Pod").expect("the table has pods");
+        errors.extend(cursor::validate(ty, new, |pod| {
+            pod.at(&["status", "podIPs"]).invalid("may specify no more than one IP for each IP family");
+        }));
     }
     let (is, was) = (new.str_at(&["status", "qosClass"]), old.str_at(&["status", "qosClass"]));
     if !was.is_empty() && is != was {

@@ -160,7 +160,9 @@ impl Strategy for Bindings {
     fn resource(&self) -> &'static Resource {
         &resource::BINDINGS
     }
-    fn review<'a>(&'a self, context: &'a Context, object: Value) -> Option<Future<'a, Result<Value>>> {
+    fn review<'a>(&'a self, context: &'a Context, mut object: Value) -> Option<Future<'a, Result<Value>>> {
+        // A binding has no identity of its own: what is there was made up for it, and would be taken for the pod's.
+        object.remove(&["metadata", "uid"]);
         let name = object.str_at(&["metadata", "name"]).to_string();
         Some(Box::pin(async move {
             bind(context, object, name).await?;

@@ -9,6 +9,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::time::Time;
 use crate::api::value::Value;
+use crate::server::admission::service_account::ENFORCE;
 use crate::server::auth::Auth;
 use crate::server::auth::token::{Claims, EXPIRATION_FOR_POD_TOKENS, Ref};
 use crate::server::strategy::{Context, Strategy};
@@ -21,6 +22,12 @@ pub struct ServiceAccounts {
 impl Strategy for ServiceAccounts {
     fn resource(&self) -> &'static Resource {
         &resource::SERVICEACCOUNTS
+    }
+    fn warnings(&self, _: &Context, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let annotated = |o: &Value| o.at(&["metadata", "annotations", ENFORCE]).is_some();
+        let is_new = annotated(object) && !old.is_some_and(annotated);
+        let why = "deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets";
+        is_new.then(|| format!("metadata.annotations[{ENFORCE}]: {why}")).into_iter().collect()
     }
     fn prepare_create(&self, _: &Context, object: &mut Value) -> Result<()> {
         clean_secrets(object);
