@@ -59,8 +59,10 @@ async fn connect(links: &Links, host: &Link, netns: &OwnedFd, addresses: Address
     let Addresses { ip, gateway, .. } = addresses;
     in_netns(duplicate(netns)?, "set up the pod's side", move || with_links(|inside| set_up_inside(inside, ip, gateway))).await?;
     links.add_address(host, gateway, 32).await?;
-    // So that the node's ports can be dialled at 127.0.0.1; the proxy's table guards it.
-    netlink::set_sysctl(&format!("net.ipv4.conf.{}.route_localnet", host.name), "1")?;
+    // So that the node's ports can be dialled at 127.0.0.1; the proxy's table guards it. Where it cannot be set, they cannot.
+    if let Err(error) = netlink::set_sysctl(&format!("net.ipv4.conf.{}.route_localnet", host.name), "1") {
+        tracing::debug!(link = host.name, %error, "the node's loopback does not lead to this pod");
+    }
     links.set_route(&Route { to: Cidr::host(ip.into()), link: host.index, gateway: None, source: None }).await
 }
 

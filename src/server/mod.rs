@@ -47,6 +47,8 @@ pub mod cursor;
 
 pub mod alloc;
 
+pub mod quota;
+
 pub mod bootstrap;
 
 pub mod controllers;

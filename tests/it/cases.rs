@@ -31,6 +31,7 @@ fn controller(folder: &str) -> Box<dyn Controller> {
         "endpoints" => Box::new(controllers::endpoints::Endpoints),
         "garbage_collector" => Box::new(controllers::garbage_collector::GarbageCollector::default()),
         "node_lifecycle" => Box::new(controllers::node_lifecycle::NodeLifecycle),
+        "resource_quota" => Box::new(controllers::resource_quota::ResourceQuotas::default()),
         "pod_gc" => Box::new(controllers::pod_gc::PodGc),
         "taint_eviction" => Box::new(controllers::taint_eviction::TaintEviction),
         other => panic!("no controller for the folder {other}"),

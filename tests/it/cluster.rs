@@ -55,6 +55,18 @@ spec:
         if answers.len() == 3 { Ok(answers) } else { Err(format!("{answers:?}")) }
     });
     assert!(answers.iter().all(|a| a.starts_with("echo-")), "{answers:?}");
+
+    // The same through the API server: by service, by pod, and the node itself.
+    let raw = |path: &str| node.ok(&["get", "--raw", path]);
+    let by_service = raw("/api/v1/namespaces/default/services/echo:80/proxy/some/path?q=1");
+    assert!(answers.iter().any(|pod| by_service.contains(pod.as_str())) && by_service.contains("/some/path"), "{by_service}");
+    assert!(raw("/api/v1/namespaces/default/pods/http:client:8080/proxy/").contains(" client"));
+    let name = node.ok(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    assert_eq!(raw(&format!("/api/v1/nodes/{name}/proxy/healthz")), "ok");
+    let nobody = node.fails(&["get", "--raw", "/api/v1/namespaces/default/services/echo:81/proxy/"]);
+    assert!(nobody.contains("no service port 81 found for service \"echo\""), "{nobody}");
+    let range = node.ok(&["get", "nodes", "-o", "jsonpath={.items[0].spec.podCIDR}"]);
+    assert!(node.ok(&["get", "pod", "client", "-o", "jsonpath={.status.podIP}"]).starts_with(range.trim_end_matches("0/24")), "{range}");
 }
 
 #[test]

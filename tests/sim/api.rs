@@ -196,7 +196,13 @@ impl State {
         }
         let mut next = old.clone();
         match subresource {
-            "status" => next.set(&["status"], new.at(&["status"]).cloned().unwrap_or_else(Value::map)),
+            // Beside the status, annotations are taken; labels are not.
+            "status" => {
+                next.set(&["status"], new.at(&["status"]).cloned().unwrap_or_else(Value::map));
+                if let Some(annotations) = new.at(&["metadata", "annotations"]) {
+                    next.set(&["metadata", "annotations"], annotations.clone());
+                }
+            }
             "finalize" => next.set(&["spec", "finalizers"], new.list_at(&["spec", "finalizers"]).to_vec()),
             _ => {
                 next = new;
@@ -216,8 +222,15 @@ impl State {
                 return Err(Status::modified(key.resource, &key.name.name));
             }
         }
-        assert!(subresource.is_empty(), "no controller patches a subresource");
+        assert!(matches!(subresource, "" | "status"), "no controller patches another subresource");
         let mut next = old.clone();
+        let mut patch = patch;
+        if subresource == "status" {
+            // Of the rest nothing is taken.
+            let status = patch.at(&["status"]).cloned().unwrap_or_else(Value::map);
+            patch = Value::map();
+            patch.set(&["status"], status);
+        }
         merge(&mut next, &patch);
         self.replace(key, old, next)
     }

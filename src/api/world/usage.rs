@@ -81,6 +81,8 @@ pub struct Usage {
     placed: HashMap<Name, Placed>,
     /// Counted pods with required anti-affinity.
     anti_affinity: BTreeSet<Name>,
+    /// Pods without a node that are to get one as soon as there is room on it.
+    nominated: BTreeSet<Name>,
 }
 
 /// The sums of one node.
@@ -126,6 +128,11 @@ impl Usage {
         self.anti_affinity.iter()
     }
 
+    /// Pods room is being made for: nobody less important may take it.
+    pub fn nominated(&self) -> impl Iterator<Item = &Name> {
+        self.nominated.iter()
+    }
+
     /// Pods that are about to be bound to a node.
     pub fn assumed(&self) -> impl Iterator<Item = (&Name, &str)> {
         self.placed.iter().filter(|(_, p)| p.assumed).map(|(name, p)| (name, p.node.as_str()))
@@ -139,6 +146,8 @@ impl Usage {
         self.remove(pod);
         if !facts.node.is_empty() && !facts.is_over() {
             self.place(pod, &facts.node, facts, false);
+        } else if !facts.nominated.is_empty() && facts.is_active() {
+            self.nominated.insert(pod.clone());
         }
     }
 
@@ -169,6 +178,7 @@ impl Usage {
     }
 
     pub(super) fn remove(&mut self, pod: &Name) {
+        self.nominated.remove(pod);
         let Some(placed) = self.placed.remove(pod) else { return };
         self.anti_affinity.remove(pod);
         let Some(on) = self.nodes.get_mut(&placed.node) else { return };

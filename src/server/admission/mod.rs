@@ -6,9 +6,11 @@
 pub mod claim_resize;
 pub mod default_class;
 pub mod default_tolerations;
+pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage_protection;
@@ -23,6 +25,7 @@ use crate::server::strategy::Plugin;
 pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
     vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount),
         Box::new(node_restriction::NodeRestriction),
         Box::new(taint_nodes::TaintNodesByCondition),
@@ -33,5 +36,7 @@ pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
         Box::new(claim_resize::ClaimResize),
         Box::new(runtime_class::RuntimeClass),
         Box::new(default_class::DefaultIngressClass),
+        // Last: it charges what all others let pass.
+        Box::new(resource_quota::ResourceQuota),
     ]
 }

@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod replicaset;
+pub mod resource_quota;
 pub mod revision;
 pub mod root_ca;
 pub mod selector;
@@ -42,6 +43,7 @@ pub fn all(config: &Config) -> Vec<Box<dyn Controller>> {
         Box::new(endpointslicemirroring::EndpointSliceMirroring),
         Box::new(endpoints::Endpoints),
         Box::new(garbage_collector::GarbageCollector::default()),
+        Box::new(resource_quota::ResourceQuotas::default()),
         Box::new(node_lifecycle::NodeLifecycle),
         Box::new(taint_eviction::TaintEviction),
         Box::new(pod_gc::PodGc),

@@ -1,12 +1,13 @@
 //! Pure: which nodes can take a pod, and in upstream's words why others cannot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use super::affinity::Terms;
+use crate::api::resource::PODS;
 use crate::api::value::Value;
-use crate::api::world::{Amounts, PodFacts, Row, Taint, World};
+use crate::api::world::{Amounts, PodFacts, Port, Row, Taint, World};
 use crate::server::controllers::selector::Selector;
 use crate::server::controllers::taint_eviction::tolerates;
 
@@ -18,6 +19,16 @@ pub struct Wants<'a> {
     pub tolerations: &'a [Value],
     choice: NodeChoice,
     pub terms: Terms,
+    /// By node: what is kept for pods at least as important.
+    reserved: HashMap<String, Reserved>,
+}
+
+/// Room being made on a node.
+#[derive(Default)]
+pub struct Reserved {
+    pub requests: Amounts,
+    pub pods: i64,
+    pub ports: Vec<Port>,
 }
 
 /// Node selector and required node affinity.
@@ -70,8 +81,35 @@ impl<'a> Wants<'a> {
         let choice = NodeChoice::of(pod);
         let tolerations = pod.list_at(&["spec", "tolerations"]);
         let terms = Terms::of(world, row, pod, &Eligible { choice: &choice, tolerations });
-        Wants { row, facts: row.pod(), pod, tolerations, choice, terms }
+        Wants { row, facts: row.pod(), pod, tolerations, choice, terms, reserved: reserved(world, row) }
     }
+
+    /// What is used on a node, as far as this pod is concerned: what runs there, and what is kept for others.
+    pub fn used(&self, world: &World, node: &Row) -> Reserved {
+        let on = world.usage().on(&node.name.name);
+        let mut used = on.map_or_else(Reserved::default, |on| Reserved { requests: on.requests.clone(), pods: on.pods, ports: on.ports.clone() });
+        if let Some(kept) = self.reserved.get(&node.name.name) {
+            used.requests.add(&kept.requests);
+            used.pods += kept.pods;
+            used.ports.extend(kept.ports.iter().cloned());
+        }
+        used
+    }
+}
+
+fn reserved(world: &World, row: &Row) -> HashMap<String, Reserved> {
+    let mut by_node: HashMap<String, Reserved> = HashMap::new();
+    let others = world.usage().nominated().filter(|name| **name != row.name);
+    for pod in others.filter_map(|name| world.find(&PODS, &name.namespace, &name.name)) {
+        let facts = pod.pod();
+        if facts.priority >= row.pod().priority {
+            let kept = by_node.entry(facts.nominated.clone()).or_default();
+            kept.requests.add(&facts.requests);
+            kept.pods += 1;
+            kept.ports.extend(facts.host_ports.iter().cloned());
+        }
+    }
+    by_node
 }
 
 /// Why a node cannot take a pod.
@@ -136,12 +174,20 @@ pub fn check(world: &World, wants: &Wants, node: &Row) -> Vec<Reason> {
         return vec![Reason::NodeAffinity];
     }
     let on = world.usage().on(&node.name.name);
-    let ports = on.map_or(&[][..], |on| &on.ports);
+    let none = Amounts::default();
+    let whole;
+    // Hardly ever is anything kept for others: then nothing needs to be copied.
+    let (used, pods, ports) = match (wants.reserved.contains_key(&node.name.name), on) {
+        (true, _) => {
+            whole = wants.used(world, node);
+            (&whole.requests, whole.pods, &whole.ports[..])
+        }
+        (false, Some(on)) => (&on.requests, on.pods, &on.ports[..]),
+        (false, None) => (&none, 0, &[][..]),
+    };
     if wants.facts.host_ports.iter().any(|port| ports.iter().any(|taken| taken.clashes(port))) {
         return vec![Reason::Ports];
     }
-    let none = Amounts::default();
-    let (used, pods) = on.map_or((&none, 0), |on| (&on.requests, on.pods));
     let short = shortages(&wants.facts.requests, &facts.allocatable, used, pods);
     if !short.is_empty() {
         return short;

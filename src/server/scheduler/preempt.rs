@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::filter::{Reason, Wants, histogram, shortages};
+use super::filter::{Reason, Reserved, Wants, histogram, shortages};
 use crate::api::controller::Key;
 use crate::api::world::{Amounts, Port, Row, World};
 
@@ -68,13 +68,11 @@ fn waits_for_victims<'a>(world: &World, wants: &Wants<'a>) -> Option<&'a str> {
 }
 
 fn victims(world: &World, wants: &Wants, node: &Row) -> Option<(Cost, Vec<Victim>)> {
-    let on = world.usage().on(&node.name.name)?;
+    world.usage().on(&node.name.name)?;
     let lower = world.pods_on(&node.name.name).filter(|pod| !pod.pod().is_over() && pod.pod().priority < wants.facts.priority);
     let mut candidates: Vec<&Arc<Row>> = lower.collect();
     candidates.sort_by_key(|pod| (-pod.pod().priority, pod.pod().created));
-    let mut used = on.requests.clone();
-    let mut count = on.pods;
-    let mut ports = on.ports.clone();
+    let Reserved { requests: mut used, pods: mut count, mut ports } = wants.used(world, node);
     for pod in &candidates {
         used.sub(&pod.pod().requests);
         count -= 1;

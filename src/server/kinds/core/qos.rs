@@ -7,7 +7,8 @@ use crate::api::value::{Map, Value};
 
 pub type Amounts = BTreeMap<String, Quantity>;
 
-fn amounts(holder: &Value, list: &str) -> Amounts {
+/// `requests` or `limits` of a container (or of what holds `resources` as one does).
+pub fn amounts(holder: &Value, list: &str) -> Amounts {
     let map = holder.map_at(&["resources", list]);
     let parsed = map.into_iter().flat_map(|m| m.iter()).filter_map(|(name, amount)| {
         let text = amount.as_str()?;
@@ -22,14 +23,19 @@ fn is_sidecar(container: &Value) -> bool {
 
 /// Requests of all containers together: the larger of what runs at the end and the peak while initializing.
 pub fn requests(spec: &Map) -> Amounts {
+    total(spec, "requests")
+}
+
+/// The same for `requests` or `limits`.
+pub fn total(spec: &Map, member: &str) -> Amounts {
     let list = |key: &str| spec.get(key).and_then(Value::as_list).unwrap_or(&[]);
     let mut running = Amounts::new();
     for c in list("containers") {
-        add(&mut running, &amounts(c, "requests"));
+        add(&mut running, &amounts(c, member));
     }
     let (mut sidecars, mut peak) = (Amounts::new(), Amounts::new());
     for c in list("initContainers") {
-        let mut now = amounts(c, "requests");
+        let mut now = amounts(c, member);
         if is_sidecar(c) {
             add(&mut running, &now);
             add(&mut sidecars, &now);
@@ -43,7 +49,15 @@ pub fn requests(spec: &Map) -> Amounts {
     running
 }
 
-fn add(to: &mut Amounts, what: &Amounts) {
+/// What the pod as a whole asks for: what is stated for all of it wins over the sum of its containers.
+pub fn of_pod(pod: &Value, member: &str) -> Amounts {
+    let Some(spec) = pod.map_at(&["spec"]) else { return Amounts::new() };
+    let mut all = total(spec, member);
+    all.extend(amounts(pod.get("spec").expect("just seen"), member));
+    all
+}
+
+pub fn add(to: &mut Amounts, what: &Amounts) {
     for (name, amount) in what {
         match to.get_mut(name) {
             Some(sum) => *sum = sum.add(amount),
