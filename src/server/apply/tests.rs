@@ -1,3 +1,5 @@
+//! What server-side apply makes of objects and owners, case by case.
+
 use super::*;
 use crate::api::resource;
 
