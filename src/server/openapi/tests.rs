@@ -1,3 +1,5 @@
+//! The documents beside those upstream publishes.
+
 use super::*;
 
 /// Removes texts, which upstream's recorded documents do not have.
