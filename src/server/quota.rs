@@ -109,7 +109,8 @@ fn is_over(pod: &Value, now: Time) -> bool {
 
 fn of_pod(requests: &Amounts, limits: &Amounts, overhead: Option<&Map>) -> Amounts {
     let (mut requests, mut limits) = (requests.clone(), limits.clone());
-    let overhead: Amounts = overhead.into_iter().flat_map(Map::iter).filter_map(|(n, q)| Some((n.into(), Quantity::parse(q.as_str()?).ok()?))).collect();
+    let overhead: Amounts =
+        overhead.into_iter().flat_map(Map::iter).filter_map(|(n, q)| Some((n.into(), Quantity::parse(q.as_str()?).ok()?))).collect();
     qos::add(&mut requests, &overhead);
     let limited: Amounts = overhead.into_iter().filter(|(name, _)| limits.contains_key(name)).collect();
     qos::add(&mut limits, &limited);
@@ -179,7 +180,9 @@ pub fn in_scopes(quota: &Value, resource: &Resource, object: &Value) -> bool {
     let selected = selected.map(|e| (e.str_at(&["scopeName"]), e.str_at(&["operator"]), e.list_at(&["values"])));
     scopes.chain(selected).all(|(scope, operator, values)| match Counted::of(resource) {
         Counted::Pods => pod_in_scope(object, scope, operator, values),
-        Counted::Claims if scope == "VolumeAttributesClass" => named(object.str_at(&["spec", "volumeAttributesClassName"]), operator, values),
+        Counted::Claims if scope == "VolumeAttributesClass" => {
+            named(object.str_at(&["spec", "volumeAttributesClassName"]), operator, values)
+        }
         Counted::Claims | Counted::Services | Counted::Plain => false,
     })
 }
@@ -273,7 +276,8 @@ mod tests {
         let pod = value!({"spec": {"overhead": {"cpu": "10m"}, "containers": [{"resources": {"requests": {"cpu": "100m", "example.com/a": "2"}, "limits": {"memory": "1Gi"}}}]}});
         assert_eq!(shown(&PODS, &pod), "count/pods=1,cpu=110m,limits.memory=1Gi,pods=1,requests.cpu=110m,requests.example.com/a=2");
         assert_eq!(shown(&PODS, &value!({"status": {"phase": "Succeeded"}})), "count/pods=1");
-        let service = value!({"spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"nodePort": 30000}, {}]}});
+        let service =
+            value!({"spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"nodePort": 30000}, {}]}});
         assert_eq!(shown(&SERVICES, &service), "count/services=1,services=1,services.loadbalancers=1,services.nodeports=1");
         let claim = value!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "1Gi"}}}});
         assert_eq!(

@@ -125,7 +125,9 @@ fn pod_breaks(range: &Value, pod: &Value) -> Vec<String> {
         match type_ {
             "Container" => {
                 let containers = pod.list_at(&["spec", "containers"]).iter().chain(pod.list_at(&["spec", "initContainers"]));
-                containers.for_each(|c| check(&mut broken, type_, limit, &Asked { requests: qos::amounts(c, "requests"), limits: qos::amounts(c, "limits") }));
+                containers.for_each(|c| {
+                    check(&mut broken, type_, limit, &Asked { requests: qos::amounts(c, "requests"), limits: qos::amounts(c, "limits") })
+                });
             }
             "Pod" => {
                 let asked = Asked { requests: qos::of_pod(pod, "requests"), limits: qos::of_pod(pod, "limits") };
@@ -234,7 +236,8 @@ mod tests {
                 "maximum memory usage per Pod is 1Gi, but limit is 1800Mi",
             ]
         );
-        let claims = value!({"spec": {"limits": [{"type": "PersistentVolumeClaim", "min": {"storage": "2Gi"}, "max": {"storage": "4Gi"}}]}});
+        let claims =
+            value!({"spec": {"limits": [{"type": "PersistentVolumeClaim", "min": {"storage": "2Gi"}, "max": {"storage": "4Gi"}}]}});
         let claim = value!({"spec": {"resources": {"requests": {"storage": "5Gi"}}}});
         assert_eq!(claim_breaks(&claims, &claim), ["maximum storage usage per PersistentVolumeClaim is 4Gi, but request is 5Gi"]);
     }

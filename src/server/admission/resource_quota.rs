@@ -69,10 +69,16 @@ fn charge(context: &Context, stored: Object, object: &Value, old: Option<&Value>
     }
     let limits = quota::amounts_of(Some(hard));
     let after: Amounts = asked.iter().map(|(name, amount)| (name.clone(), used[name].add(amount))).collect();
-    let exceeded: Vec<&String> = after.iter().filter(|(name, sum)| limits.get(*name).is_some_and(|most| *sum > most)).map(|(n, _)| n).collect();
+    let exceeded: Vec<&String> =
+        after.iter().filter(|(name, sum)| limits.get(*name).is_some_and(|most| *sum > most)).map(|(n, _)| n).collect();
     if !exceeded.is_empty() {
         let print = |amounts| quota::print(amounts, &exceeded);
-        return refuse(format!("exceeded quota: {title}, requested: {}, used: {}, limited: {}", print(&asked), print(&used), print(&limits)));
+        return refuse(format!(
+            "exceeded quota: {title}, requested: {}, used: {}, limited: {}",
+            print(&asked),
+            print(&used),
+            print(&limits)
+        ));
     }
     let mut charged = quota.clone();
     let mut total = used;

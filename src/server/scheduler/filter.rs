@@ -87,7 +87,8 @@ impl<'a> Wants<'a> {
     /// What is used on a node, as far as this pod is concerned: what runs there, and what is kept for others.
     pub fn used(&self, world: &World, node: &Row) -> Reserved {
         let on = world.usage().on(&node.name.name);
-        let mut used = on.map_or_else(Reserved::default, |on| Reserved { requests: on.requests.clone(), pods: on.pods, ports: on.ports.clone() });
+        let mut used =
+            on.map_or_else(Reserved::default, |on| Reserved { requests: on.requests.clone(), pods: on.pods, ports: on.ports.clone() });
         if let Some(kept) = self.reserved.get(&node.name.name) {
             used.requests.add(&kept.requests);
             used.pods += kept.pods;
