@@ -258,7 +258,10 @@ impl Front {
             Ok(Outcome::Watch(_)) => return Err(Status::internal("a watch answered a unary request").into()),
             Err(status) => self.refusal(&Refused::flow(status), &accept),
         };
-        warnings.extend(deprecation(row));
+        // Who may not ask is not told of it.
+        if response.status() != StatusCode::FORBIDDEN || self.pipeline.auth().require(&user, &attributes).is_ok() {
+            warnings.extend(deprecation(row));
+        }
         add_warnings(response.headers_mut(), warnings);
         Ok(self.with_flow_headers(response))
     }

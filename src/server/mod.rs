@@ -112,8 +112,7 @@ impl Server {
         let master = Client::new(pipeline.clone(), User::master());
         bootstrap::run(&master, pipeline.cluster(), &config.cluster_dns.to_string()).await.map_err(Error::Bootstrap)?;
         if is_fresh {
-            // Nobody was served before: nothing can have been read at a revision older than this.
-            pipeline.store().compact(pipeline.store().revision()).await?;
+            pipeline.nobody_was_served_yet();
         }
         // Controllers start next, under the policy just written.
         pipeline.auth().rbac();

@@ -42,6 +42,8 @@ pub struct Pipeline {
     pub(super) watches: Arc<Semaphore>,
     this: Weak<Pipeline>,
     served: AtomicU64,
+    /// No revision before this one was ever told to anybody.
+    first_told: AtomicU64,
     flow: OnceLock<(String, String)>,
 }
 
@@ -71,6 +73,7 @@ impl Pipeline {
                 watches: Arc::new(Semaphore::new(watches_max)),
                 this: this.clone(),
                 served: AtomicU64::new(0),
+                first_told: AtomicU64::new(0),
                 flow: OnceLock::new(),
             }
         })
@@ -98,6 +101,16 @@ impl Pipeline {
 
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
+    }
+
+    /// Of a store that began with this process, once bootstrap is done: watches from before are too old, as they are where a cache began
+    /// later than the store.
+    pub(super) fn nobody_was_served_yet(&self) {
+        self.first_told.store(self.store.revision(), Ordering::Relaxed);
+    }
+
+    pub(super) fn first_told(&self) -> u64 {
+        self.first_told.load(Ordering::Relaxed)
     }
 
     /// Requests passed so far.

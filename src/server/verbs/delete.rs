@@ -51,10 +51,7 @@ impl Pipeline {
             let answered = match step {
                 Step::Nothing => Some(Response::Object { object: old, code: accepted(options) }),
                 Step::Mark(value) => self.mark(row, &context, &old, value, options).await?,
-                Step::Remove(value) => {
-                    let gone = if context.dry_run { Some(old.revision) } else { self.remove_finished(row, &context, &old, &value).await? };
-                    gone.map(|revision| removed(row, &old, value, &context, revision))
-                }
+                Step::Remove(value) => self.remove(row, &context, old, value, options).await?,
             };
             if let Some(response) = answered {
                 warnings.extend(said);
@@ -62,6 +59,24 @@ impl Pipeline {
             }
         }
         Err(super::contended(row.resource, &request.name))
+    }
+
+    /// What could have waited is first seen not to wait any longer, then gone. `None`: somebody else wrote first.
+    async fn remove(&self, row: &Row, context: &Context, old: Object, value: Value, options: &DeleteOptions) -> Result<Option<Response>> {
+        if context.dry_run {
+            return Ok(Some(removed(row, &old, value, context, old.revision)));
+        }
+        let tree = old.value();
+        let waits = row.strategy.grace_seconds(&tree, None).is_some();
+        let last = match waits && value != tree {
+            false => old,
+            true => match self.mark(row, context, &old, value.clone(), options).await? {
+                Some(Response::Object { object, .. }) => object,
+                _ => return Ok(None),
+            },
+        };
+        let gone = self.remove_finished(row, context, &last, &value).await?;
+        Ok(gone.map(|revision| removed(row, &last, value, context, revision)))
     }
 
     /// `None`: somebody else wrote first.

@@ -108,6 +108,9 @@ impl Pipeline {
         if revision > current {
             return Start::Future { revision, complete: initial == Some(true) };
         }
+        if (1..self.first_told()).contains(&revision) {
+            return Start::Failed(watch_error(store::Error::Compacted { requested: revision, compacted: self.first_told() }));
+        }
         if revision > 0 && initial != Some(true) {
             return match self.store.watch(&prefix, revision) {
                 Ok(watcher) => Start::Live { ready: VecDeque::new(), watcher, seen: revision },
