@@ -206,7 +206,7 @@ struct State {
     /// Changed since the last decision began.
     dirty: bool,
     job: Option<Sent>,
-    gates: Vec<(Gate, u64)>,
+    gates: Vec<Gate>,
     failures: u32,
     failure: Option<Status>,
 }
@@ -288,7 +288,7 @@ impl Engine {
         {
             let state = self.keys.get_mut(&key).expect("a ready key has a state");
             state.ready = None;
-            state.gates.retain(|(gate, resets)| !world.passed(gate, *resets));
+            state.gates.retain(|gate| !world.passed(gate));
             if !state.gates.is_empty() {
                 self.gated.insert(key);
                 continue;
@@ -343,7 +343,7 @@ impl Engine {
         let open: Vec<Key> = self
             .gated
             .iter()
-            .filter(|key| self.keys.get(key).is_none_or(|s| s.gates.iter().all(|(gate, resets)| world.passed(gate, *resets))))
+            .filter(|key| self.keys.get(key).is_none_or(|s| s.gates.iter().all(|gate| world.passed(gate))))
             .cloned()
             .collect();
         for key in open {
@@ -392,10 +392,7 @@ impl Engine {
         let mut failure = None;
         for (action, outcome) in std::mem::take(&mut job.actions).into_iter().zip(outcomes) {
             match outcome {
-                Outcome::Landed(gate) => state.gates.extend(gate.map(|gate| {
-                    let resets = world.resets(gate.resource());
-                    (gate, resets)
-                })),
+                Outcome::Landed(gate) => state.gates.extend(gate),
                 Outcome::Unknown(_) => {
                     unknown = true;
                     left.push(action);

@@ -27,8 +27,8 @@ pub enum Change {
     Set(Object),
     /// The object was deleted; this is its last state, with the revision of the deletion.
     Gone(Object),
-    /// The (re)list is complete.
-    Synced,
+    /// The (re)list is complete, as of this revision.
+    Synced(Revision),
 }
 
 const QUEUE: usize = 256;
@@ -171,7 +171,7 @@ impl Follower {
                 Event::Bookmark { revision, initial_end } => {
                     if initial_end {
                         *at = Some(revision);
-                        self.send(Change::Synced).await?;
+                        self.send(Change::Synced(revision)).await?;
                         return self.follow(events, at).await;
                     }
                 }
@@ -199,7 +199,7 @@ impl Follower {
             token = Some(page.continue_token);
         };
         *at = Some(revision);
-        self.send(Change::Synced).await?;
+        self.send(Change::Synced(revision)).await?;
         self.resume(revision, at).await
     }
 

@@ -210,7 +210,6 @@ struct Kind {
     rows: BTreeMap<Name, Arc<Row>>,
     seen: Revision,
     synced: bool,
-    resets: u64,
     /// During a relist: what was not set again yet.
     stale: Option<BTreeSet<Name>>,
 }
@@ -223,7 +222,7 @@ impl World {
     pub fn new(resources: &[&'static Resource]) -> World {
         let mut world = World::default();
         for resource in resources {
-            let kind = Kind { resource, rows: BTreeMap::new(), seen: 0, synced: false, resets: 0, stale: None };
+            let kind = Kind { resource, rows: BTreeMap::new(), seen: 0, synced: false, stale: None };
             world.kinds.insert(slot(resource), kind);
         }
         world
@@ -250,11 +249,6 @@ impl World {
 
     pub fn is_synced(&self, resource: &Resource) -> bool {
         self.kinds.get(&slot(resource)).is_some_and(|k| k.synced)
-    }
-
-    /// How often `resource` was listed again.
-    pub fn resets(&self, resource: &Resource) -> u64 {
-        self.kinds.get(&slot(resource)).map_or(0, |k| k.resets)
     }
 
     pub fn resources(&self) -> impl Iterator<Item = &'static Resource> {
@@ -308,12 +302,9 @@ impl World {
         &self.usage
     }
 
-    /// Whether the world shows what the gate asks for; `resets` is the relist count when the gate was set.
-    pub fn passed(&self, gate: &Gate, resets: u64) -> bool {
+    /// Whether the world shows what the gate asks for.
+    pub fn passed(&self, gate: &Gate) -> bool {
         let Some(kind) = self.kinds.get(&slot(gate.resource())) else { return true };
-        if kind.synced && kind.stale.is_none() && kind.resets > resets {
-            return true;
-        }
         match gate {
             Gate::Seen { revision, .. } => kind.seen >= *revision,
             Gate::Deleted { key, uid } => kind.rows.get(&key.name).is_none_or(|row| row.uid != *uid || row.deleting),
@@ -328,34 +319,39 @@ impl World {
         match change {
             Change::Reset => {
                 kind.stale = Some(kind.rows.keys().cloned().collect());
-                kind.resets += 1;
                 Vec::new()
             }
-            Change::Set(object) => self.set(resource, object).into_iter().collect(),
+            Change::Set(object) => self.set(resource, object),
             Change::Gone(object) => {
                 kind.seen = kind.seen.max(object.revision);
                 self.gone(resource, &object.key()).into_iter().collect()
             }
-            Change::Synced => {
+            Change::Synced(revision) => {
                 kind.synced = true;
+                // What was written up to here and is not listed is gone again.
+                kind.seen = kind.seen.max(revision);
                 let stale = kind.stale.take().unwrap_or_default();
                 stale.iter().filter_map(|name| self.gone(resource, name)).collect()
             }
         }
     }
 
-    fn set(&mut self, resource: &'static Resource, object: Object) -> Option<Touched> {
+    fn set(&mut self, resource: &'static Resource, object: Object) -> Vec<Touched> {
         let name = object.key();
-        let kind = self.kinds.get_mut(&slot(resource))?;
+        let Some(kind) = self.kinds.get_mut(&slot(resource)) else { return Vec::new() };
         if let Some(stale) = &mut kind.stale {
             stale.remove(&name);
         }
         let known = kind.rows.get(&name);
         if known.is_some_and(|row| row.object.revision >= object.revision) {
-            return None;
+            return Vec::new();
         }
         kind.seen = kind.seen.max(object.revision);
-        let old = known.cloned();
+        // A list may show another object under the name: then the one before is gone, although nobody said so.
+        let replaced = known.is_some_and(|row| row.uid != object.uid());
+        let gone = if replaced { self.gone(resource, &name) } else { None };
+        let kind = self.kinds.get_mut(&slot(resource)).expect("seen above");
+        let old = kind.rows.get(&name).cloned();
         if *resource == resource::NODES {
             self.missing.remove(&name);
         }
@@ -365,7 +361,7 @@ impl World {
             self.unindex(old);
         }
         self.index(&new);
-        Some(Touched { resource, old, new: Some(new) })
+        gone.into_iter().chain([Touched { resource, old, new: Some(new) }]).collect()
     }
 
     fn gone(&mut self, resource: &'static Resource, name: &Name) -> Option<Touched> {
@@ -431,5 +427,39 @@ fn remove_from<V: Ord>(index: &mut HashMap<String, BTreeSet<V>>, key: &str, valu
         if set.is_empty() {
             index.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value;
+
+    fn secret(uid: &str, revision: Revision) -> Object {
+        Object::from_value(&resource::SECRETS, &value!({"metadata": {"name": "s", "namespace": "n", "uid": uid}}), revision)
+    }
+
+    #[test]
+    fn a_list_that_shows_another_object_says_the_one_before_is_gone() {
+        let mut world = World::new(&[&resource::SECRETS]);
+        world.apply(&resource::SECRETS, Change::Set(secret("a", 1)));
+        world.apply(&resource::SECRETS, Change::Reset);
+        let touched = world.apply(&resource::SECRETS, Change::Set(secret("b", 4)));
+        let uids: Vec<_> = touched.iter().map(|t| (t.old.as_ref().map(|r| &*r.uid), t.new.as_ref().map(|r| &*r.uid))).collect();
+        assert_eq!(uids, [(Some("a"), None), (None, Some("b"))]);
+        assert!(world.by_uid("a").is_none() && world.by_uid("b").is_some());
+    }
+
+    #[test]
+    fn a_list_shows_what_was_written_before_it_and_deleted_again() {
+        let mut world = World::new(&[&resource::SECRETS]);
+        let gate = Gate::Seen { key: Key::new(&resource::SECRETS, "n", "s"), revision: 5 };
+        world.apply(&resource::SECRETS, Change::Reset);
+        assert!(!world.passed(&gate));
+        world.apply(&resource::SECRETS, Change::Synced(4));
+        assert!(!world.passed(&gate), "the list is older than the write");
+        world.apply(&resource::SECRETS, Change::Reset);
+        world.apply(&resource::SECRETS, Change::Synced(6));
+        assert!(world.passed(&gate));
     }
 }

@@ -319,7 +319,7 @@ fn translate(kind: Kind, change: Change) -> Input {
         Change::Reset => Input::Reset(kind),
         Change::Set(object) => Input::Set(kind, object.key(), Arc::new(object.value())),
         Change::Gone(object) => Input::Gone(kind, object.key()),
-        Change::Synced => Input::Synced(kind),
+        Change::Synced(_) => Input::Synced(kind),
     }
 }
 

@@ -92,7 +92,7 @@ fn decide(folder: &str, path: &Path, given: &str) -> String {
     take(&mut world, case.list_at(&["earlier"]), now_ms - case.i64_at(&["earlier_ms"]).unwrap_or(0));
     take(&mut world, case.list_at(&["objects"]), now_ms);
     for resource in controller.resources() {
-        world.apply(resource, Change::Synced);
+        world.apply(resource, Change::Synced(0));
     }
     world.tick(now_ms);
     let failure = case.at(&["failure"]).map(|f| {

@@ -528,7 +528,7 @@ impl Lane {
         for (_, stored) in state.rows(resource) {
             self.feed(resource, Change::Set(stored.object.clone()));
         }
-        self.feed(resource, Change::Synced);
+        self.feed(resource, Change::Synced(state.store.revision()));
     }
 
     fn feed(&mut self, resource: &'static Resource, change: Change) {

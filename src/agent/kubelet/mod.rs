@@ -103,7 +103,7 @@ pub fn follow_services(client: Client) -> watch::Receiver<Option<Arc<Vec<Service
                 Change::Gone(object) => {
                     known.remove(&(object.namespace().to_string(), object.name().to_string()));
                 }
-                Change::Synced => synced = true,
+                Change::Synced(_) => synced = true,
             }
             if synced {
                 let mut all: Vec<Service> = known.values().flatten().cloned().collect();
@@ -182,7 +182,7 @@ impl Supervisor {
                 () = stop.cancelled() => return,
                 change = changes.recv() => match change {
                     None => return,
-                    Some(Change::Synced) => {
+                    Some(Change::Synced(_)) => {
                         self.synced().await;
                         if !swept {
                             swept = true;
@@ -219,7 +219,7 @@ impl Supervisor {
             Change::Reset => self.seen = Some(BTreeSet::new()),
             Change::Set(object) => self.set(object, ended).await,
             Change::Gone(object) => self.gone(object.uid().to_string()).await,
-            Change::Synced => {}
+            Change::Synced(_) => {}
         }
     }
 

@@ -104,7 +104,7 @@ impl Sources {
                     listed = Some(object);
                     continue;
                 }
-                Change::Synced => {
+                Change::Synced(_) => {
                     synced = true;
                     listed.take()
                 }

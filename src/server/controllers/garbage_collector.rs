@@ -212,7 +212,7 @@ mod tests {
             world.apply(&resource::PODS, Change::Set(pod.clone()));
         }
         for resource in synced {
-            world.apply(resource, Change::Synced);
+            world.apply(resource, Change::Synced(5));
         }
         world
     }
