@@ -243,7 +243,8 @@ pub fn encode(value: &Value, encoding: Encoding, pretty: bool) -> Vec<u8> {
 /// With the envelope. Kinds the schema table does not know are wrapped as JSON, which the envelope allows.
 fn protobuf_of(value: &Value) -> Vec<u8> {
     let (api_version, kind) = (value.str_at(&["apiVersion"]), value.str_at(&["kind"]));
-    match schema::type_of(api_version, kind) {
+    // The core group's discovery names no version.
+    match schema::type_of(if api_version.is_empty() { "v1" } else { api_version }, kind) {
         Some(ty) => protobuf::seal(api_version, kind, &protobuf::encode(ty, value)),
         None => protobuf::seal(api_version, kind, &json::to_vec(value)),
     }
@@ -287,5 +288,12 @@ mod tests {
         {
             assert_eq!(accepts(header, Encoding::Json), want, "{header}");
         }
+    }
+
+    #[test]
+    fn what_names_no_version_is_encoded_as_its_type() {
+        let list = crate::value!({"kind": "APIResourceList", "groupVersion": "v1", "resources": []});
+        let bytes = encode(&list, Encoding::Protobuf, false);
+        assert!(!bytes.contains(&b'{'), "JSON in the envelope");
     }
 }

@@ -173,9 +173,31 @@ fn judge(world: &World, row: &Row) -> Vec<Action> {
         actions.push(Action::Patch { key: row.key(), subresource: "", patch: disown(row, &gone) });
         return actions;
     }
+    if waiting > 0 && closes_circle(world, row) {
+        actions.push(Action::Patch { key: row.key(), subresource: "", patch: unblock(row) });
+        return actions;
+    }
     let policy = if waiting > 0 && world.owned(&row.uid).next().is_some() { DeletePolicy::Foreground } else { policy(row) };
     actions.push(Action::Delete { key: row.key(), uid: row.uid.clone(), revision: Some(row.object.revision), policy, then: None });
     actions
+}
+
+/// Its owners wait for it while a dependent of its own waits for dependents: were it to hold up its owners, all of them might
+/// wait for each other for ever.
+fn closes_circle(world: &World, row: &Row) -> bool {
+    let mut dependents = world.owned(&row.uid).filter_map(|key| world.get(key));
+    row.owners.iter().any(|owner| owner.block) && dependents.any(|dependent| has_finalizer(dependent, FOREGROUND))
+}
+
+/// The patch after which no owner waits for the object.
+fn unblock(row: &Row) -> Value {
+    let mut owners = row.value().list_at(&["metadata", "ownerReferences"]).to_vec();
+    for owner in &mut owners {
+        owner.set(&["blockOwnerDeletion"], false);
+    }
+    let mut patch = patch_of(row);
+    patch.set(&["metadata", "ownerReferences"], owners);
+    patch
 }
 
 /// As the object's own finalizers ask.

@@ -21,6 +21,7 @@ pub mod revision;
 pub mod root_ca;
 pub mod selector;
 pub mod service_account;
+pub mod storage_protection;
 pub mod taint_eviction;
 
 /// What the controllers need to know about the cluster.
@@ -47,6 +48,9 @@ pub fn all(config: &Config) -> Vec<Box<dyn Controller>> {
         Box::new(node_lifecycle::NodeLifecycle),
         Box::new(taint_eviction::TaintEviction),
         Box::new(pod_gc::PodGc),
+        Box::new(storage_protection::CLAIMS),
+        Box::new(storage_protection::VOLUMES),
+        Box::new(storage_protection::ATTRIBUTES),
     ]
 }
 

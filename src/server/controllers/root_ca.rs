@@ -1,6 +1,5 @@
 //! Pure: every namespace has a ConfigMap `kube-root-ca.crt` with the certificate of the cluster's CA.
 
-use super::meta::patch_of;
 use super::service_account::namespace_of;
 use crate::api::controller::{Action, Controller, Key, Touched, Turn, World};
 use crate::api::resource::{CONFIGMAPS, NAMESPACES, Resource};
@@ -49,8 +48,8 @@ impl Controller for RootCa {
         if there.deleting || there.value().at(&["data"]) == Some(&self.data) {
             return Vec::new();
         }
-        let mut patch = patch_of(there);
-        patch.set(&["data"], self.data.clone());
-        vec![Action::Patch { key: there.key(), subresource: "", patch }]
+        let mut object = there.value();
+        object.set(&["data"], self.data.clone());
+        vec![Action::Update { resource: &CONFIGMAPS, subresource: "", object, then: None }]
     }
 }
