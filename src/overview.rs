@@ -77,7 +77,6 @@ pub fn screen(facts: &Facts) -> (String, bool) {
     store(facts, &mut out);
     queues(facts, &mut out);
     pods(facts, &mut out, &mut wrong);
-    let _ = writeln!(out, "Seccomp  not enforced yet: pods run unconfined");
     wrong.extend(facts.in_the_way.iter().cloned());
     for (problem, next) in &wrong {
         let _ = write!(out, "\n! {problem}\n  next: {next}\n");

@@ -125,6 +125,7 @@ impl Agent {
                 ephemeral_bytes: facts.disk_bytes,
             },
             log_root,
+            seccomp_dir: config.data_dir.join("seccomp"),
             services: kubelet::follow_services(client.clone()),
         });
         let (room, offered) = watch::channel(Room {

@@ -179,9 +179,10 @@ pub enum Told {
         ok: bool,
         grace_seconds: Option<i64>,
     },
-    /// One try failed: an event.
-    Failed {
+    /// One try failed, or passed with something to say: an event.
+    Said {
         name: String,
+        reason: &'static str,
         message: String,
     },
 }
@@ -254,9 +255,13 @@ impl Asker {
         loop {
             every.tick().await;
             let result = ask(&*self.runtime, &self.id, &self.probe.handler, Duration::from_secs(self.probe.timeout_seconds)).await;
-            if let Err(message) = &result {
-                let message = format!("{} probe failed: {message}", kind.word());
-                let _ = self.to.send(Told::Failed { name: self.name.clone(), message }).await;
+            let said = match &result {
+                Err(message) => Some(("Unhealthy", format!("{} probe failed: {message}", kind.word()))),
+                Ok(Some(warning)) => Some(("ProbeWarning", format!("{} probe warning: {warning}", kind.word()))),
+                Ok(None) => None,
+            };
+            if let Some((reason, message)) = said {
+                let _ = self.to.send(Told::Said { name: self.name.clone(), reason, message }).await;
             }
             let now = streak.take(result.is_ok(), &self.probe);
             if now.is_none() || now == verdict {
@@ -273,14 +278,17 @@ impl Asker {
     }
 }
 
-/// Asks once; the error is what the event says.
-pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, timeout: Duration) -> Result<(), String> {
+/// A warning, if there is one; the error is what the event says.
+pub type Asked = Result<Option<String>, String>;
+
+/// Asks once.
+pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, timeout: Duration) -> Asked {
     match handler {
         Handler::Exec { command } => {
             let output = runtime::exec_sync(runtime, container, command.clone(), timeout, 10 << 10).await.map_err(|e| e.chain())?;
             match (output.timed_out, output.code) {
                 (true, _) => Err(format!("command timed out: \"{}\" timed out after {}s", command.join(" "), timeout.as_secs())),
-                (false, 0) => Ok(()),
+                (false, 0) => Ok(None),
                 (false, _) => Err(String::from_utf8_lossy(&output.output).into_owned()),
             }
         }
@@ -288,9 +296,11 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
             let scheme = if *tls { "https" } else { "http" };
             let url = format!("{scheme}://{}{path}", authority(host, *port));
             let late = || Err(format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"));
-            let answer = tokio::time::timeout(timeout, http_get(*tls, host, *port, path, headers)).await;
-            match answer.unwrap_or_else(|_| late()).map_err(|e| if e.starts_with("Get ") { e } else { format!("Get \"{url}\": {e}") })? {
-                200..400 => Ok(()),
+            let answer = tokio::time::timeout(timeout, http_get(Place { tls: *tls, host, port: *port, path }, headers)).await;
+            let answer = answer.unwrap_or_else(|_| late()).map_err(|e| if e.starts_with("Get ") { e } else { format!("Get \"{url}\": {e}") })?;
+            match answer.code {
+                200..300 => Ok(None),
+                300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),
                 code => Err(format!("HTTP probe failed with statuscode: {code}")),
             }
         }
@@ -298,7 +308,7 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
             let connected = tokio::time::timeout(timeout, TcpStream::connect((host.as_str(), *port))).await;
             let address = authority(host, *port);
             match connected {
-                Ok(Ok(_)) => Ok(()),
+                Ok(Ok(_)) => Ok(None),
                 Ok(Err(error)) => Err(format!("dial tcp {address}: {}", dial_text(&error))),
                 Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
             }
@@ -306,7 +316,7 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
         Handler::Grpc { host, port, service } => {
             let address = authority(host, *port);
             match tokio::time::timeout(timeout, grpc_check(host, *port, service)).await {
-                Ok(result) => result,
+                Ok(result) => result.map(|()| None),
                 Err(_) => Err(format!(
                     "timeout: failed to connect service \"{address}\" within {}s: context deadline exceeded",
                     timeout.as_secs()
@@ -315,7 +325,7 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
         }
         Handler::Sleep { seconds } => {
             tokio::time::sleep(Duration::from_secs(*seconds)).await;
-            Ok(())
+            Ok(None)
         }
         Handler::Unreadable { why } => Err(why.clone()),
     }
@@ -413,8 +423,60 @@ fn dial_text(error: &std::io::Error) -> String {
     }
 }
 
-/// One GET over a connection of its own; only the status matters, the body is left unread.
-async fn http_get(tls: bool, host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<u16, String> {
+/// Where a GET goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Place<'a> {
+    tls: bool,
+    host: &'a str,
+    port: u16,
+    path: &'a str,
+}
+
+struct Answer {
+    code: u16,
+    location: String,
+    /// Of a redirect only, and only its beginning.
+    body: String,
+}
+
+const REDIRECTS_MAX: usize = 10;
+const BODY_BYTES_MAX: u64 = 10 << 10;
+
+/// Follows redirects on the same host; one that leads elsewhere is the answer.
+async fn http_get(place: Place<'_>, headers: &[(String, String)]) -> Result<Answer, String> {
+    let mut answer = get_once(place, headers).await?;
+    let (mut tls, mut port) = (place.tls, place.port);
+    for _ in 0..REDIRECTS_MAX {
+        if !(300..400).contains(&answer.code) || answer.location.is_empty() {
+            return Ok(answer);
+        }
+        let location = answer.location.clone();
+        let Some(next) = redirect(&location, Place { tls, port, ..place }) else { return Ok(answer) };
+        (tls, port) = (next.tls, next.port);
+        answer = get_once(next, headers).await?;
+    }
+    Err("stopped after 10 redirects".to_string())
+}
+
+/// Where a `Location` leads; `None` if that is another host.
+fn redirect<'a>(location: &'a str, from: Place<'a>) -> Option<Place<'a>> {
+    let (tls, rest) = match location.split_once("://") {
+        None if location.starts_with('/') => return Some(Place { path: location, ..from }),
+        Some(("http", rest)) => (false, rest),
+        Some(("https", rest)) => (true, rest),
+        _ => return None,
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
+        _ => (authority, if tls { 443 } else { 80 }),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (host == from.host).then_some(Place { tls, host, port, path: if path.is_empty() { "/" } else { path } })
+}
+
+/// One GET over a connection of its own.
+async fn get_once(Place { tls, host, port, path }: Place<'_>, headers: &[(String, String)]) -> Result<Answer, String> {
     let address = authority(host, port);
     let connected = TcpStream::connect((host, port)).await;
     let stream = connected.map_err(|e| format!("dial tcp {address}: {}", dial_text(&e)))?;
@@ -430,7 +492,7 @@ async fn converse(
     address: &str,
     path: &str,
     headers: &[(String, String)],
-) -> Result<u16, String> {
+) -> Result<Answer, String> {
     let has = |name: &str| headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name));
     let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
     for (name, value, wanted) in
@@ -447,16 +509,25 @@ async fn converse(
     stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
     let mut head = Vec::new();
     let mut buffer = [0; 512];
-    while !head.contains(&b'\n') && head.len() < 4096 {
+    let end = |head: &[u8]| head.windows(4).position(|w| w == b"\r\n\r\n").map(|at| at + 4);
+    while end(&head).is_none() && head.len() < 64 << 10 {
         match stream.read(&mut buffer).await {
             Ok(0) => break,
             Ok(n) => head.extend_from_slice(&buffer[..n]),
             Err(e) => return Err(format!("read tcp {address}: read: {e}")),
         }
     }
-    let line = String::from_utf8_lossy(&head);
-    let code = line.strip_prefix("HTTP/").and_then(|l| l.split(' ').nth(1)).and_then(|c| c.trim().parse().ok());
-    code.ok_or_else(|| {
+    let mut body = head.split_off(end(&head).unwrap_or(head.len()));
+    let text = String::from_utf8_lossy(&head);
+    let code = text.strip_prefix("HTTP/").and_then(|l| l.split(' ').nth(1)).and_then(|c| c.trim().parse().ok());
+    let is_location = |line: &&str| line.split_once(':').is_some_and(|(name, _)| name.eq_ignore_ascii_case("location"));
+    let location = text.lines().find(is_location).and_then(|l| l.split_once(':')).map_or("", |(_, value)| value.trim());
+    if code.is_some_and(|c: u16| (300..400).contains(&c)) {
+        // The connection is closed behind it; what cannot be read is not shown.
+        let _ = stream.take(BODY_BYTES_MAX).read_to_end(&mut body).await;
+    }
+    let answer = code.map(|code| Answer { code, location: location.to_string(), body: String::from_utf8_lossy(&body).into_owned() });
+    answer.ok_or_else(|| {
         if head.is_empty() {
             "EOF".to_string()
         } else {
@@ -478,6 +549,15 @@ mod tests {
         let told: Vec<Option<bool>> = [false, true, false, false, true].into_iter().map(|ok| streak.take(ok, &probe)).collect();
         assert_eq!(told, [None, Some(true), None, Some(false), Some(true)]);
         assert_eq!((probe.period_seconds, probe.timeout_seconds, probe.success_threshold), (10, 1, 1));
+    }
+
+    #[test]
+    fn redirects_stay_on_their_host() {
+        let from = Place { tls: false, host: "10.0.0.1", port: 8080, path: "/a" };
+        assert_eq!(redirect("/b?c", from), Some(Place { path: "/b?c", ..from }));
+        assert_eq!(redirect("https://10.0.0.1", from), Some(Place { tls: true, port: 443, path: "/", ..from }));
+        assert_eq!(redirect("http://10.0.0.1:81/x", from), Some(Place { port: 81, path: "/x", ..from }));
+        assert_eq!(redirect("http://0.0.0.0/", from), None);
     }
 
     #[test]
@@ -512,7 +592,7 @@ mod tests {
         let grpc = handler(&value!({"grpc": {"port": i64::from(port), "service": "up"}}), &value!({}), "127.0.0.1").unwrap();
         let fake = runtime::fake::Fake::new();
         let wait = Duration::from_secs(5);
-        assert_eq!(ask(&fake, "c", &grpc, wait).await, Ok(()));
+        assert_eq!(ask(&fake, "c", &grpc, wait).await, Ok(None));
         assert_eq!(ask(&fake, "c", &grpc, wait).await.unwrap_err(), "service unhealthy (responded with \"NOT_SERVING\")");
         server.await.unwrap();
         assert!(ask(&fake, "c", &grpc, wait).await.unwrap_err().contains("connection refused"));
@@ -543,7 +623,7 @@ mod tests {
         let spec = value!({"httpGet": {"port": i64::from(port), "scheme": "HTTPS"}});
         let https = handler(&spec, &value!({}), "127.0.0.1").unwrap();
         let fake = runtime::fake::Fake::new();
-        assert_eq!(ask(&fake, "c", &https, Duration::from_secs(5)).await, Ok(()));
+        assert_eq!(ask(&fake, "c", &https, Duration::from_secs(5)).await, Ok(None));
         server.await.unwrap();
         let refused = format!("Get \"https://127.0.0.1:{port}/\": dial tcp 127.0.0.1:{port}: connect: connection refused");
         assert_eq!(ask(&fake, "c", &https, Duration::from_secs(5)).await.unwrap_err(), refused);
@@ -554,7 +634,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = tokio::spawn(async move {
-            for answer in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 503 No\r\n\r\n"] {
+            let local = format!("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/ok\r\n\r\n");
+            let foreign = "HTTP/1.1 302 Found\r\nlocation: http://0.0.0.0/\r\n\r\n<a>".to_string();
+            let (ok, bad) = ("HTTP/1.1 200 OK\r\n\r\n".to_string(), "HTTP/1.1 503 No\r\n\r\n".to_string());
+            for answer in [ok.clone(), bad, local, ok, foreign] {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = [0; 1024];
                 let _ = stream.read(&mut buffer).await.unwrap();
@@ -564,8 +647,11 @@ mod tests {
         let http = Handler::Http { tls: false, host: "127.0.0.1".into(), port, path: "/".into(), headers: Vec::new() };
         let fake = runtime::fake::Fake::new();
         let wait = Duration::from_secs(5);
-        assert_eq!(ask(&fake, "c", &http, wait).await, Ok(()));
+        assert_eq!(ask(&fake, "c", &http, wait).await, Ok(None));
         assert_eq!(ask(&fake, "c", &http, wait).await.unwrap_err(), "HTTP probe failed with statuscode: 503");
+        assert_eq!(ask(&fake, "c", &http, wait).await, Ok(None), "redirected on the same host");
+        let warning = "Probe terminated redirects, Response body: <a>".to_string();
+        assert_eq!(ask(&fake, "c", &http, wait).await, Ok(Some(warning)));
         server.await.unwrap();
         let tcp = Handler::Tcp { host: "127.0.0.1".into(), port };
         let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");

@@ -201,7 +201,7 @@ impl Inner {
         let cgroups = Cgroups::detect(&cgroup_root).map_err(io_error("detect cgroups for", Path::new(&cgroup_root)))?;
         cgroups.create(&cgroup_root).map_err(io_error("make cgroup", Path::new(&cgroup_root)))?;
         let store = Store::open(&config.data_dir.join("images")).map_err(image_error("image store"))?;
-        let mut warnings = vec!["seccomp profiles are not applied yet: every container runs unconfined".to_string()];
+        let mut warnings = Vec::new();
         let exe = match mount_executable(&config.shim_exe) {
             Ok(descriptor) => Exe::Mounted(descriptor),
             Err(error) => {
@@ -407,7 +407,8 @@ impl Inner {
             sources: &sources,
             pid: pid.clone(),
         };
-        let process = oci::process(&context).map_err(fail)?;
+        let mut process = oci::process(&context).map_err(fail)?;
+        process.seccomp = seccomp_program(&spec, process.capabilities).map_err(fail)?;
         let config = oci::container(&context);
         self.fill_cgroup(&cgroup, &spec, &devices).map_err(|error| fail(error.to_string()))?;
         let stop_signal = spec.stop_signal.as_deref().unwrap_or(&image.config.stop_signal);
@@ -771,6 +772,21 @@ fn image_text(error: &image::Error) -> String {
 
 fn image_error(image: &str) -> impl FnOnce(image::Error) -> Error + '_ {
     move |error| Error::Image { image: image.to_string(), message: image_text(&error) }
+}
+
+/// The filter of a container's processes in base64; empty if they are not confined.
+fn seccomp_program(spec: &ContainerSpec, capabilities: u64) -> std::result::Result<String, String> {
+    let profile = match &spec.seccomp {
+        _ if spec.privileged => return Ok(String::new()),
+        Seccomp::Unconfined => return Ok(String::new()),
+        Seccomp::RuntimeDefault => seccomp::runtime_default(capabilities),
+        Seccomp::Localhost(path) => {
+            let failed = |error: &dyn std::fmt::Display| format!("cannot load seccomp profile {}: {error}", path.display());
+            let text = fs::read(path).map_err(|error| failed(&error))?;
+            seccomp::Profile::parse(&text, capabilities).map_err(|error| failed(&error))?
+        }
+    };
+    Ok(base64::Engine::encode(&base64::prelude::BASE64_STANDARD, profile.compile()))
 }
 
 fn access(permissions: &str) -> &'static str {

@@ -17,6 +17,7 @@ pub mod image;
 pub mod linux;
 pub mod log;
 pub mod oci;
+pub mod seccomp;
 pub mod shim;
 
 use std::collections::BTreeMap;
@@ -144,6 +145,8 @@ pub struct ContainerSpec {
     pub read_only_root: bool,
     /// `procMount: Unmasked`.
     pub unmasked_proc: bool,
+    #[serde(default)]
+    pub seccomp: Seccomp,
     pub resources: Resources,
     /// The file itself; its directory is made.
     pub log_path: PathBuf,
@@ -156,6 +159,16 @@ pub struct ContainerSpec {
     pub target_container: Option<ContainerId>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
+}
+
+/// Which system calls a container's processes may make. A privileged container makes any.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum Seccomp {
+    #[default]
+    Unconfined,
+    RuntimeDefault,
+    /// A profile file of the host, in the format of OCI tools.
+    Localhost(PathBuf),
 }
 
 /// Numbers win over the image's `USER`, which is looked up in the image's own `/etc/passwd` and `/etc/group`.

@@ -25,6 +25,9 @@ pub struct Process {
     /// Bit per capability: bounding, permitted and effective alike; nothing is inheritable or ambient.
     pub capabilities: u64,
     pub no_new_privileges: bool,
+    /// A seccomp filter program in base64; empty is none.
+    #[serde(default)]
+    pub seccomp: String,
     pub tty: bool,
     pub oom_score_adj: Option<i32>,
     /// Mounts whose propagation libcontainer does not set, with the one they get.
@@ -153,7 +156,8 @@ const MASKED: [&str; 12] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn bit(name: &str) -> Option<u64> {
+/// The bit of a capability, named with or without `CAP_`.
+pub fn capability_bit(name: &str) -> Option<u64> {
     let name = name.strip_prefix("CAP_").unwrap_or(name);
     NAMES.iter().position(|known| *known == name).map(|at| 1 << at)
 }
@@ -166,12 +170,12 @@ pub fn capability_bits(asked: &Capabilities, privileged: bool, own: u64) -> Resu
     let all = |names: &[String]| names.iter().any(|name| name == "ALL");
     let bits = |names: &[String]| {
         let known = names.iter().filter(|name| *name != "ALL");
-        let mut bits = known.map(|name| bit(name).ok_or_else(|| format!("unknown capability {name:?}")));
+        let mut bits = known.map(|name| capability_bit(name).ok_or_else(|| format!("unknown capability {name:?}")));
         bits.try_fold(0, |all, one| one.map(|one| all | one))
     };
     let (add, drop) = (bits(&asked.add)?, bits(&asked.drop)?);
     // Whatever the order in the spec: ALL first, then the single ones, added ones last.
-    let mut set = DEFAULT.iter().filter_map(|name| bit(name)).fold(0, |all, one| all | one);
+    let mut set = DEFAULT.iter().filter_map(|name| capability_bit(name)).fold(0, |all, one| all | one);
     if all(&asked.add) {
         set = u64::MAX;
     }
@@ -336,6 +340,7 @@ pub fn process(context: &Context<'_>) -> Result<Process, String> {
         groups: context.user.groups.clone(),
         capabilities: capability_bits(&container.capabilities, container.privileged, context.own_capabilities)?,
         no_new_privileges: container.no_new_privileges && !container.privileged,
+        seccomp: String::new(),
         tty: container.tty,
         oom_score_adj: container.resources.oom_score_adj,
         propagations: propagations.collect(),

@@ -16,6 +16,8 @@ mod net;
 
 mod node;
 
+mod pods;
+
 mod api;
 
 mod oracle;

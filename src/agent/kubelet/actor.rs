@@ -441,7 +441,7 @@ impl Actor {
         let task = crate::task::spawn("pod-hook", async move {
             let result = match hook {
                 // A postStart hook has no time limit of its own; it ends with its container.
-                Ok(handler) => probes::ask(&*shared.runtime, &id, &handler, Duration::from_secs(24 * 3600)).await,
+                Ok(handler) => probes::ask(&*shared.runtime, &id, &handler, Duration::from_secs(24 * 3600)).await.map(drop),
                 Err(message) => Err(message),
             };
             let _ = done.send(Done::PostStart { id, name, result }).await;
@@ -491,7 +491,7 @@ impl Actor {
 
     fn told(&mut self, told: Told) {
         match told {
-            Told::Failed { name, message } => self.event(Some(&name), EventType::Warning, "Unhealthy", message),
+            Told::Said { name, reason, message } => self.event(Some(&name), EventType::Warning, reason, message),
             Told::Verdict { id, kind, ok, grace_seconds } => {
                 let Some(verdicts) = self.probes.0.get_mut(&id) else { return };
                 match (kind, ok) {

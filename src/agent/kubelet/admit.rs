@@ -158,15 +158,9 @@ pub fn unsupported(pod: Pod) -> Option<String> {
         if !c.list_at(&["resources", "claims"]).is_empty() {
             return not_yet(format!("resource claims (container \"{name}\") are"));
         }
-        if c.str_at(&["securityContext", "seccompProfile", "type"]) == "Localhost" {
-            return not_yet(format!("Localhost seccomp profiles (container \"{name}\") are"));
-        }
         if c.list_at(&["restartPolicyRules"]).iter().any(|rule| rule.str_at(&["action"]) == "RestartAllContainers") {
             return not_yet(format!("restart rules with action RestartAllContainers (container \"{name}\") are"));
         }
-    }
-    if pod.0.str_at(&["spec", "securityContext", "seccompProfile", "type"]) == "Localhost" {
-        return not_yet("Localhost seccomp profiles are".to_string());
     }
     if pod.0.at(&["spec", "hostUsers"]) == Some(&Value::Bool(false)) {
         return not_yet("user namespaces (hostUsers: false) are".to_string());

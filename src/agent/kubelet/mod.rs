@@ -57,6 +57,8 @@ pub struct Shared {
     pub node: NodeFacts,
     /// `<logs>/<namespace>_<name>_<uid>/<container>/<attempt>.log`.
     pub log_root: PathBuf,
+    /// Where seccomp profiles of type `Localhost` are.
+    pub seccomp_dir: PathBuf,
     /// `None` until the first list of services is in.
     pub services: watch::Receiver<Option<Arc<Vec<Service>>>>,
 }

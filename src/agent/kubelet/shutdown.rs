@@ -68,9 +68,9 @@ async fn run_hook(shared: &Shared, stop: &mut Stop, handler: &Handler) -> Result
         let wait = *stop.deadline.borrow() - shared.now();
         let wait = Duration::from_millis(u64::try_from(wait).unwrap_or(0));
         tokio::select! {
-            result = &mut asked => return result,
+            result = &mut asked => return result.map(drop),
             () = tokio::time::sleep(wait) => return Err("the hook did not end within the grace period".to_string()),
-            moved = stop.deadline.changed() => if moved.is_err() { return asked.await },
+            moved = stop.deadline.changed() => if moved.is_err() { return asked.await.map(drop) },
         }
     }
 }

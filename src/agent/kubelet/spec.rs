@@ -1,14 +1,14 @@
 //! Pure: pod, container, environment and mounted volumes in; what the runtime is asked to run out.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::env;
 use super::observe::Reason;
 use super::pod::{Pod, name_of};
 use crate::agent::qos;
 use crate::api::value::Value;
-use crate::runtime::{self, Capabilities, ContainerId, ContainerSpec, Image, Mount, MountSource, Propagation, Resources, SandboxSpec};
+use crate::runtime::{self, Capabilities, ContainerId, ContainerSpec, Image, Mount, MountSource, Propagation, Resources, SandboxSpec, Seccomp};
 
 /// Labels on sandboxes and containers that a restarted daemon reads back.
 pub const LABEL_POD_IMAGE: &str = "coracle.io/pod-image";
@@ -97,6 +97,8 @@ pub struct ContainerInputs<'a> {
     pub mounts: Vec<Mount>,
     pub node_memory: i64,
     pub log_path: PathBuf,
+    /// Where `Localhost` profiles are.
+    pub seccomp_dir: &'a Path,
     /// The running container whose processes an ephemeral one is to see.
     pub target: Option<ContainerId>,
 }
@@ -125,6 +127,7 @@ pub fn container(inputs: ContainerInputs) -> Result<ContainerSpec, Reason> {
         privileged,
         no_new_privileges: !privileged && c.at(&["securityContext", "allowPrivilegeEscalation"]) == Some(&Value::Bool(false)),
         read_only_root: c.bool_at(&["securityContext", "readOnlyRootFilesystem"]),
+        seccomp: seccomp(pod, c, inputs.seccomp_dir),
         unmasked_proc: c.str_at(&["securityContext", "procMount"]) == "Unmasked",
         resources: resources(pod, c, inputs.node_memory),
         log_path: inputs.log_path,
@@ -142,6 +145,16 @@ pub fn container(inputs: ContainerInputs) -> Result<ContainerSpec, Reason> {
 /// A setting of the container's security context, else of the pod's.
 fn security<'a>(pod: Pod<'a>, container: &'a Value, key: &str) -> Option<&'a Value> {
     container.at(&["securityContext", key]).or_else(|| pod.0.at(&["spec", "securityContext", key]))
+}
+
+/// The container's profile, else the pod's; who names none is not confined.
+fn seccomp(pod: Pod, container: &Value, dir: &Path) -> Seccomp {
+    let profile = security(pod, container, "seccompProfile");
+    match profile.map(|p| (p.str_at(&["type"]), p.str_at(&["localhostProfile"]))) {
+        Some(("RuntimeDefault", _)) => Seccomp::RuntimeDefault,
+        Some(("Localhost", name)) => Seccomp::Localhost(dir.join(name)),
+        _ => Seccomp::Unconfined,
+    }
 }
 
 fn id(value: Option<&Value>) -> Option<u32> {
@@ -295,6 +308,7 @@ mod tests {
             node_memory: 1 << 32,
             log_path,
             target: None,
+            seccomp_dir: Path::new("/seccomp"),
         })
     }
 
@@ -313,6 +327,18 @@ mod tests {
             (r.memory_limit_bytes, r.cpu_quota_us, r.cpu_shares, r.oom_score_adj),
             (Some(64 << 20), Some(50_000), Some(512), Some(-997))
         );
+    }
+
+    #[test]
+    fn seccomp_profiles_are_the_containers_or_the_pods() {
+        let of = |pod_type: &str, own: serde_json::Value| {
+            let pod = value!({"spec": {"securityContext": {"seccompProfile": {"type": pod_type}}, "containers": [{"name": "c", "securityContext": own}]}});
+            run(&pod, &Image::default()).unwrap().seccomp
+        };
+        assert_eq!(of("RuntimeDefault", serde_json::json!({})), Seccomp::RuntimeDefault);
+        assert_eq!(of("RuntimeDefault", serde_json::json!({"seccompProfile": {"type": "Unconfined"}})), Seccomp::Unconfined);
+        let local = serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p/x.json"}});
+        assert_eq!(of("Unconfined", local), Seccomp::Localhost("/seccomp/p/x.json".into()));
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Work {
         let log_path = shared.log_path(pod, name, attempt);
         let node_memory = shared.node.memory_bytes;
         let target = before.target;
-        let inputs = ContainerInputs { pod, container, attempt, image: &image, env, mounts, node_memory, log_path, target };
+        let seccomp_dir = shared.seccomp_dir.as_path();
+        let inputs = ContainerInputs { pod, container, attempt, image: &image, env, mounts, node_memory, log_path, seccomp_dir, target };
         let spec = spec::container(inputs)?;
         let id = shared.runtime.create_container(pod.uid(), spec).await.map_err(|e| runtime_reason(&e))?;
         self.event(Some(name), EventType::Normal, "Created", format!("Created container: {name}"));

@@ -80,6 +80,11 @@ fn become_process(process: &Process) -> Result<std::convert::Infallible, Failure
     if process.no_new_privileges {
         prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(step("set no_new_privs"))?;
     }
+    // While we still may: later it would take no_new_privs. The default profile allows what follows.
+    let own_profile_last = process.no_new_privileges;
+    if !own_profile_last {
+        confine(&process.seccomp)?;
+    }
     for capability in 0..64 {
         if process.capabilities & (1 << capability) == 0 && prctl(libc::PR_CAPBSET_READ, capability).is_ok_and(|held| held == 1) {
             prctl(libc::PR_CAPBSET_DROP, capability).map_err(step("drop bounding capability"))?;
@@ -99,10 +104,35 @@ fn become_process(process: &Process) -> Result<std::convert::Infallible, Failure
     let (Ok(arguments), Ok(environment), Ok(path)) = (text(&process.args), text(&process.env), CString::new(program.as_str())) else {
         return Err((128, "command or environment holds a NUL byte".to_string()));
     };
+    if own_profile_last {
+        confine(&process.seccomp)?;
+    }
     let Err(errno) = nix::unistd::execve(&path, &arguments, &environment);
     let error = io::Error::from(errno);
     let code = if errno == nix::errno::Errno::ENOENT { 127 } else { 126 };
     Err((code, format!("exec {program}: {}", plain(&error))))
+}
+
+/// Loads the seccomp filter, if there is one.
+fn confine(program: &str) -> Result<(), Failure> {
+    if program.is_empty() {
+        return Ok(());
+    }
+    let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, program).map_err(|error| (128, format!("seccomp filter: {error}")))?;
+    // Each instruction is eight bytes: `u16, u8, u8, u32` in our own byte order.
+    let instruction = |i: &[u8]| libc::sock_filter {
+        code: u16::from_ne_bytes([i[0], i[1]]),
+        jt: i[2],
+        jf: i[3],
+        k: u32::from_ne_bytes([i[4], i[5], i[6], i[7]]),
+    };
+    let mut filter: Vec<libc::sock_filter> = bytes.chunks_exact(8).map(instruction).collect();
+    let length = libc::c_ushort::try_from(filter.len()).map_err(|_| (128, "seccomp filter: too long".to_string()))?;
+    let program = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
+    const SET_MODE_FILTER: libc::c_long = 1;
+    // SAFETY: the kernel copies a program of the length given, which is the vector's.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, 0, &raw const program) };
+    check(result as i32).map_err(|error| (128, format!("load seccomp filter: {error}")))
 }
 
 /// What the shim ignores or blocks must not reach a user's program: it would never hear SIGPIPE.

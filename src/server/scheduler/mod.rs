@@ -186,6 +186,8 @@ fn state(row: &Row, pod: &mut Value, message: String, turn: &Turn) -> Option<Not
     let mut list = pod.list_at(&["status", "conditions"]).to_vec();
     let condition = Condition::new("PodScheduled", "False", "Unschedulable", message.clone());
     let news = conditions::set(&mut list, &condition, &rfc3339(turn.now()));
+    let generation = pod.i64_at(&["metadata", "generation"]).unwrap_or(0);
+    list.iter_mut().filter(|c| c.str_at(&["type"]) == "PodScheduled").for_each(|c| c.set(&["observedGeneration"], generation));
     pod.set(&["status", "conditions"], list);
     news.then(|| warning(row, "FailedScheduling", message))
 }

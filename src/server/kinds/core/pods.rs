@@ -66,6 +66,9 @@ impl Strategy for Pods {
         Ok(())
     }
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
+        if new.i64_at(&["spec", "terminationGracePeriodSeconds"]).is_some_and(|n| n < 0) {
+            new.set(&["spec", "terminationGracePeriodSeconds"], 1);
+        }
         restore(new, old, "status");
         count_generation(new, old);
         Ok(())
