@@ -297,7 +297,8 @@ pub async fn ask(runtime: &dyn Runtime, container: &str, handler: &Handler, time
             let url = format!("{scheme}://{}{path}", authority(host, *port));
             let late = || Err(format!("Get \"{url}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"));
             let answer = tokio::time::timeout(timeout, http_get(Place { tls: *tls, host, port: *port, path }, headers)).await;
-            let answer = answer.unwrap_or_else(|_| late()).map_err(|e| if e.starts_with("Get ") { e } else { format!("Get \"{url}\": {e}") })?;
+            let answer =
+                answer.unwrap_or_else(|_| late()).map_err(|e| if e.starts_with("Get ") { e } else { format!("Get \"{url}\": {e}") })?;
             match answer.code {
                 200..300 => Ok(None),
                 300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", answer.body))),

@@ -59,9 +59,31 @@ const PRIVILEGED: [(&str, &[&str]); 11] = [
     (
         "SYS_ADMIN",
         &[
-            "bpf", "clone", "clone3", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "listmount", "lookup_dcookie", "mount",
-            "mount_setattr", "move_mount", "open_tree", "open_tree_attr", "perf_event_open", "quotactl", "quotactl_fd", "setdomainname",
-            "sethostname", "setns", "statmount", "syslog", "umount2", "unshare",
+            "bpf",
+            "clone",
+            "clone3",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "listmount",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "open_tree_attr",
+            "perf_event_open",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "statmount",
+            "syslog",
+            "umount2",
+            "unshare",
         ],
     ),
     ("SYS_BOOT", &["reboot"]),
@@ -77,10 +99,36 @@ const PRIVILEGED: [(&str, &[&str]); 11] = [
 
 /// Calls nobody gets by the default profile.
 const REFUSED: [&str; 30] = [
-    "_sysctl", "add_key", "afs_syscall", "create_module", "epoll_ctl_old", "epoll_wait_old", "get_kernel_syms", "getpmsg", "io_uring_enter",
-    "io_uring_register", "io_uring_setup", "kexec_file_load", "kexec_load", "keyctl", "lsm_set_self_attr", "memfd_secret", "nfsservctl",
-    "pivot_root", "putpmsg", "query_module", "request_key", "security", "swapoff", "swapon", "sysfs", "tuxcall", "uselib", "userfaultfd",
-    "ustat", "vserver",
+    "_sysctl",
+    "add_key",
+    "afs_syscall",
+    "create_module",
+    "epoll_ctl_old",
+    "epoll_wait_old",
+    "get_kernel_syms",
+    "getpmsg",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lsm_set_self_attr",
+    "memfd_secret",
+    "nfsservctl",
+    "pivot_root",
+    "putpmsg",
+    "query_module",
+    "request_key",
+    "security",
+    "swapoff",
+    "swapon",
+    "sysfs",
+    "tuxcall",
+    "uselib",
+    "userfaultfd",
+    "ustat",
+    "vserver",
 ];
 
 /// Flags of clone that make namespaces.
@@ -96,7 +144,10 @@ pub fn runtime_default(capabilities: u64) -> Profile {
     for (name, number) in syscalls::table() {
         let mut takes = PRIVILEGED.iter().filter(|(_, calls)| calls.contains(&name)).peekable();
         let granted = takes.peek().is_none() || takes.any(|(capability, _)| held(capability));
-        let is_granted = granted || (name == "bpf" && held("BPF")) || (name == "perf_event_open" && held("PERFMON")) || (name == "syslog" && held("SYSLOG"));
+        let is_granted = granted
+            || (name == "bpf" && held("BPF"))
+            || (name == "perf_event_open" && held("PERFMON"))
+            || (name == "syslog" && held("SYSLOG"));
         let compare = |op, value| Comparison { index: 0, op, value };
         let cases = match name {
             _ if REFUSED.contains(&name) => continue,
@@ -178,7 +229,8 @@ impl Profile {
         let held = |name: &String| capability_bit(name).is_some_and(|bit| capabilities & bit != 0);
         let here = |arch: &String| ARCH_NAMES.contains(&arch.as_str());
         for rule in &file.syscalls {
-            let included = rule.includes.as_ref().is_none_or(|f| f.caps().iter().all(held) && (f.arches().is_empty() || f.arches().iter().any(here)));
+            let included =
+                rule.includes.as_ref().is_none_or(|f| f.caps().iter().all(held) && (f.arches().is_empty() || f.arches().iter().any(here)));
             let excluded = rule.excludes.as_ref().is_some_and(|f| f.caps().iter().any(held) || f.arches().iter().any(here));
             if !included || excluded {
                 continue;
@@ -264,12 +316,8 @@ impl Profile {
     /// The filter as the kernel reads it. Another architecture's calls, and numbers beyond every known one (among them x32's), do
     /// not exist.
     pub fn compile(&self) -> Vec<u8> {
-        let mut program = vec![
-            plain(LOAD, ARCH),
-            branch(JEQ, AUDIT_ARCH, 1, 0),
-            plain(RETURN, Action::errno(ENOSYS).0),
-            plain(LOAD, NUMBER),
-        ];
+        let mut program =
+            vec![plain(LOAD, ARCH), branch(JEQ, AUDIT_ARCH, 1, 0), plain(RETURN, Action::errno(ENOSYS).0), plain(LOAD, NUMBER)];
         program.extend(tree(&self.ranges()));
         program.iter().flat_map(|i| [&i.code.to_ne_bytes()[..], &[i.on_true, i.on_false], &i.k.to_ne_bytes()].concat()).collect()
     }
@@ -331,12 +379,7 @@ fn compare(comparison: &Comparison, next: usize) -> Vec<Instruction> {
     let halves = |value: u64| (value as u32, (value >> 32) as u32);
     let (value_low, value_high) = halves(comparison.value);
     match comparison.op {
-        Op::Eq => vec![
-            plain(LOAD, high),
-            branch(JEQ, value_high, 0, next + 2),
-            plain(LOAD, low),
-            branch(JEQ, value_low, 0, next),
-        ],
+        Op::Eq => vec![plain(LOAD, high), branch(JEQ, value_high, 0, next + 2), plain(LOAD, low), branch(JEQ, value_low, 0, next)],
         Op::Ne => vec![plain(LOAD, high), branch(JEQ, value_high, 0, 2), plain(LOAD, low), branch(JEQ, value_low, next, 0)],
         Op::Masked(mask) => {
             let (mask_low, mask_high) = halves(mask);

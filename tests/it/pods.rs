@@ -63,13 +63,21 @@ fn root_containers_are_confined_accompanied_resized_and_debugged() {
     let no_mkdir = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}"#;
     std::fs::write(profiles.join("no-mkdir.json"), no_mkdir).unwrap();
     let confined = |name: &str, profile: &str, script: &str| {
-        pod(name, &format!("  restartPolicy: Never\n  containers: [{{name: c, {SHELL}, '{script}'], securityContext: {{seccompProfile: {{{profile}}}}}}}]"))
+        pod(
+            name,
+            &format!(
+                "  restartPolicy: Never\n  containers: [{{name: c, {SHELL}, '{script}'], securityContext: {{seccompProfile: {{{profile}}}}}}}]"
+            ),
+        )
     };
     node.apply(&confined("default", "type: RuntimeDefault", "cat /proc/self/status"));
     node.apply(&confined("local", "type: Localhost, localhostProfile: no-mkdir.json", "mkdir /tmp/x || echo refused"));
     node.apply(&confined("free", "type: Unconfined", "mkdir /tmp/x && cat /proc/self/status"));
     let side = format!("{{name: side, {SHELL}, 'echo up; exec sleep 1000'], restartPolicy: Always}}");
-    node.apply(&pod("pair", &format!("  restartPolicy: Never\n  initContainers: [{side}]\n  containers: [{{name: c, {SHELL}, 'exit 0']}}]")));
+    node.apply(&pod(
+        "pair",
+        &format!("  restartPolicy: Never\n  initContainers: [{side}]\n  containers: [{{name: c, {SHELL}, 'exit 0']}}]"),
+    ));
     let log = |name: &str| {
         node.until(&["get", "pod", name, "-o", "jsonpath={.status.phase}"], |phase| phase == "Succeeded");
         node.ok(&["logs", name, "-c", "c"])
@@ -90,7 +98,18 @@ fn root_containers_are_confined_accompanied_resized_and_debugged() {
     let limit = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
     assert_eq!(node.ok(&["exec", "sized", "--", "sh", "-c", limit]).trim(), (96 << 20).to_string());
 
-    node.ok(&["debug", "sized", "--image=test.local/nginx:1", "--target=c", "-c", "look", "--profile=general", "--", "cat", "/proc/1/comm"]);
+    node.ok(&[
+        "debug",
+        "sized",
+        "--image=test.local/nginx:1",
+        "--target=c",
+        "-c",
+        "look",
+        "--profile=general",
+        "--",
+        "cat",
+        "/proc/1/comm",
+    ]);
     let ended = "jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.reason}";
     node.until(&["get", "pod", "sized", "-o", ended], |reason| reason == "Completed");
     assert_eq!(node.ok(&["logs", "sized", "-c", "look"]), "nginx\n", "it sees the processes of its target");

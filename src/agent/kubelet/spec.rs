@@ -8,7 +8,9 @@ use super::observe::Reason;
 use super::pod::{Pod, name_of};
 use crate::agent::qos;
 use crate::api::value::Value;
-use crate::runtime::{self, Capabilities, ContainerId, ContainerSpec, Image, Mount, MountSource, Propagation, Resources, SandboxSpec, Seccomp};
+use crate::runtime::{
+    self, Capabilities, ContainerId, ContainerSpec, Image, Mount, MountSource, Propagation, Resources, SandboxSpec, Seccomp,
+};
 
 /// Labels on sandboxes and containers that a restarted daemon reads back.
 pub const LABEL_POD_IMAGE: &str = "coracle.io/pod-image";

@@ -118,7 +118,8 @@ fn confine(program: &str) -> Result<(), Failure> {
     if program.is_empty() {
         return Ok(());
     }
-    let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, program).map_err(|error| (128, format!("seccomp filter: {error}")))?;
+    let bytes =
+        base64::Engine::decode(&base64::prelude::BASE64_STANDARD, program).map_err(|error| (128, format!("seccomp filter: {error}")))?;
     // Each instruction is eight bytes: `u16, u8, u8, u32` in our own byte order.
     let instruction = |i: &[u8]| libc::sock_filter {
         code: u16::from_ne_bytes([i[0], i[1]]),
