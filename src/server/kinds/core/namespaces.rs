@@ -4,7 +4,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
-use crate::server::strategy::{Column, Context, NameRule, Propagation, Selectable, Strategy, begin_status_update, restore};
+use crate::server::strategy::{Column, Context, NameRule, Selectable, Strategy, begin_status_update, restore};
 use crate::server::{table, validation};
 use crate::value;
 
@@ -74,9 +74,6 @@ impl Strategy for Namespaces {
     }
     fn blocks_deletion(&self, object: &Value) -> bool {
         !object.list_at(&["spec", "finalizers"]).is_empty()
-    }
-    fn propagation(&self, _: &'static Resource) -> Propagation {
-        Propagation::Unsupported
     }
     fn mark_deleting(&self, _: &Context, object: &mut Value) {
         object.set(&["status", "phase"], "Terminating");
