@@ -135,9 +135,12 @@ fn version(head: &Head<'_>) -> Result<Response<ResponseBody>> {
 }
 
 fn openapi_document(head: &Head<'_>, path: &str) -> Response<ResponseBody> {
-    let Some(document) = openapi::v3(path) else {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
+    let is_protobuf = head.accept.split(',').any(|clause| clause.split(';').next().unwrap_or("").trim() == PROTOBUF);
+    let Some(document) = (if is_protobuf { openapi::v3_protobuf(path) } else { openapi::v3(path) }) else {
         return status_only(http::StatusCode::NOT_FOUND);
     };
+    let media = if is_protobuf { PROTOBUF } else { negotiate::MEDIA[0] };
     let (etag, hash) = (format!("\"{}\"", document.hash), document.hash.as_str());
     let asked = head.query.iter().find(|(k, _)| k == "hash").map_or("", |(_, v)| v.as_str());
     let mut response = if !asked.is_empty() && asked != hash {
@@ -147,7 +150,7 @@ fn openapi_document(head: &Head<'_>, path: &str) -> Response<ResponseBody> {
     } else if head.if_none_match == etag {
         status_only(http::StatusCode::NOT_MODIFIED)
     } else {
-        let mut response = openapi_body(head, &document, negotiate::MEDIA[0]);
+        let mut response = openapi_body(head, &document, media);
         if asked == hash {
             set(response.headers_mut(), "cache-control", "public, immutable");
         }

@@ -8,6 +8,7 @@ mod paths;
 mod schemas;
 mod texts;
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{LazyLock, Mutex};
 
@@ -28,6 +29,7 @@ enum Form {
     V2Protobuf,
     /// By its path below `/openapi/v3/`.
     V3(String),
+    V3Protobuf(String),
 }
 
 /// A document as it is kept.
@@ -48,8 +50,9 @@ static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
 /// `/openapi/v3`: where each part is, with the hash that makes it cacheable.
 pub fn index() -> Vec<u8> {
+    let texts = Words::new(texts::load);
     let entry = |(path, _): (String, Part)| {
-        let url = format!("/openapi/v3/{path}?hash={}", hash_of(&Form::V3(path.clone())));
+        let url = format!("/openapi/v3/{path}?hash={}", hash_of(Form::V3(path.clone()), &texts));
         (path, json!({"serverRelativeURL": url}))
     };
     let paths: Map<String, Value> = paths::parts().into_iter().map(entry).collect();
@@ -59,6 +62,12 @@ pub fn index() -> Vec<u8> {
 /// The part at `api/v1`, `apis/apps/v1`, …
 pub fn v3(path: &str) -> Option<Document> {
     paths::parts().iter().any(|(p, _)| p == path).then(|| document(Form::V3(path.to_string())))
+}
+
+/// The same as gnostic's protobuf, and the hash of the JSON.
+pub fn v3_protobuf(path: &str) -> Option<Document> {
+    let json = v3(path)?;
+    Some(Document { hash: json.hash, ..document(Form::V3Protobuf(path.to_string())) })
 }
 
 /// `/openapi/v2` as JSON.
@@ -79,9 +88,21 @@ pub fn inflated(gzip: &[u8]) -> Vec<u8> {
     out
 }
 
-fn hash_of(form: &Form) -> String {
-    let known = KEPT.lock().expect("no panic under this lock").hashes.get(form).cloned();
-    known.unwrap_or_else(|| document(form.clone()).hash)
+/// Descriptions, unpacked when the first document needs them.
+type Words = LazyCell<texts::Descriptions>;
+
+/// Making a document only to know its hash keeps nothing else of it.
+fn hash_of(form: Form, texts: &Words) -> String {
+    let known = KEPT.lock().expect("no panic under this lock").hashes.get(&form).cloned();
+    known.unwrap_or_else(|| {
+        let hash = hash(&build(&form, texts));
+        KEPT.lock().expect("no panic under this lock").hashes.insert(form, hash.clone());
+        hash
+    })
+}
+
+fn hash(body: &[u8]) -> String {
+    Sha512::digest(body).iter().map(|b| format!("{b:02X}")).collect()
 }
 
 fn document(form: Form) -> Document {
@@ -95,9 +116,8 @@ fn document(form: Form) -> Document {
         return Document { gzip, hash: kept.hashes[&form].clone() };
     }
     drop(kept);
-    let body = build(&form);
-    let hash: String = Sha512::digest(&body).iter().map(|b| format!("{b:02X}")).collect();
-    let gzip = Bytes::from(compressed(&body));
+    let body = build(&form, &Words::new(texts::load));
+    let (hash, gzip) = (hash(&body), Bytes::from(compressed(&body)));
     let mut kept = KEPT.lock().expect("no panic under this lock");
     kept.documents.insert(form.clone(), (gzip.clone(), now));
     kept.hashes.insert(form, hash.clone());
@@ -110,19 +130,20 @@ fn compressed(body: &[u8]) -> Vec<u8> {
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("memory takes all bytes")
 }
 
-fn build(form: &Form) -> Vec<u8> {
-    let texts = texts::load();
+fn build(form: &Form, texts: &Words) -> Vec<u8> {
     match form {
-        Form::V2Json => swagger(&texts).to_string().into_bytes(),
-        Form::V2Protobuf => gnostic::encode(&swagger(&texts)),
-        Form::V3(path) => {
-            let part = paths::parts().into_iter().find(|(p, _)| p == path).map(|(_, part)| part);
-            part.map_or_else(Vec::new, |part| part_v3(part, &texts).to_string().into_bytes())
-        }
+        Form::V2Json => swagger(&**texts).to_string().into_bytes(),
+        Form::V2Protobuf => gnostic::encode(&swagger(&**texts)),
+        Form::V3(path) => part_v3(part_at(path), &**texts).to_string().into_bytes(),
+        Form::V3Protobuf(path) => gnostic::encode_3(&part_v3(part_at(path), &**texts)),
     }
 }
 
 // --- v3
+
+fn part_at(path: &str) -> Part {
+    paths::parts().into_iter().find(|(p, _)| p == path).map(|(_, part)| part).expect("only parts there are are asked for")
+}
 
 fn part_v3(part: Part, texts: &dyn Texts) -> Value {
     let items = paths::items(part);

@@ -1,4 +1,4 @@
-//! Pure: an OpenAPI v2 document in gnostic's protobuf form, which older clients ask for.
+//! Pure: OpenAPI documents of both versions in gnostic's protobuf form, which older clients ask for.
 //!
 //! Messages are tables of (member, number, form). Values of extensions and enums travel as YAML text, and JSON is YAML.
 
@@ -22,6 +22,8 @@ enum Form {
     Texts,
     /// A message chosen by what the value is.
     Choice(fn(&Value, &mut Vec<u8>)),
+    /// Like `Named`, of such messages.
+    NamedChoice(fn(&Value, &mut Vec<u8>)),
 }
 
 type Row = (&'static str, u32, Form);
@@ -38,9 +40,9 @@ static DOCUMENT: Message = Message {
         ("info", 2, Form::Message(&INFO)),
         ("paths", 8, Form::Choice(paths)),
         ("definitions", 9, Form::Named(&SCHEMA)),
-        ("parameters", 10, Form::Choice(parameter_definitions)),
+        ("parameters", 10, Form::NamedChoice(parameter)),
         ("security", 12, Form::Choice(requirement)),
-        ("securityDefinitions", 13, Form::Choice(security_definitions)),
+        ("securityDefinitions", 13, Form::NamedChoice(api_key)),
     ],
     extensions: 16,
 };
@@ -66,7 +68,7 @@ static OPERATION: Message = Message {
         ("produces", 6, Form::Text),
         ("consumes", 7, Form::Text),
         ("parameters", 8, Form::Choice(parameter_or_reference)),
-        ("responses", 9, Form::Choice(responses)),
+        ("responses", 9, Form::NamedChoice(response)),
         ("schemes", 10, Form::Text),
     ],
     extensions: 13,
@@ -132,6 +134,150 @@ pub fn encode(document: &Value) -> Vec<u8> {
     out
 }
 
+// --- version 3
+
+static DOCUMENT_3: Message = Message {
+    members: &[
+        ("openapi", 1, Form::Text),
+        ("info", 2, Form::Message(&INFO_3)),
+        ("paths", 4, Form::Named(&PATH_ITEM_3)),
+        ("components", 5, Form::Message(&COMPONENTS)),
+    ],
+    extensions: 9,
+};
+static INFO_3: Message = Message { members: &[("title", 1, Form::Text), ("version", 6, Form::Text)], extensions: 7 };
+static PATH_ITEM_3: Message = Message {
+    members: &[
+        ("get", 4, Form::Message(&OPERATION_3)),
+        ("put", 5, Form::Message(&OPERATION_3)),
+        ("post", 6, Form::Message(&OPERATION_3)),
+        ("delete", 7, Form::Message(&OPERATION_3)),
+        ("options", 8, Form::Message(&OPERATION_3)),
+        ("head", 9, Form::Message(&OPERATION_3)),
+        ("patch", 10, Form::Message(&OPERATION_3)),
+        ("parameters", 13, Form::Choice(parameter_3)),
+    ],
+    extensions: 14,
+};
+static OPERATION_3: Message = Message {
+    members: &[
+        ("tags", 1, Form::Text),
+        ("description", 3, Form::Text),
+        ("operationId", 5, Form::Text),
+        ("parameters", 6, Form::Choice(parameter_3)),
+        ("requestBody", 7, Form::Choice(request_body)),
+        ("responses", 8, Form::Choice(responses_3)),
+    ],
+    extensions: 13,
+};
+static PARAMETER_3: Message = Message {
+    members: &[
+        ("name", 1, Form::Text),
+        ("in", 2, Form::Text),
+        ("description", 3, Form::Text),
+        ("required", 4, Form::Flag),
+        ("schema", 10, Form::Choice(schema_or_reference)),
+    ],
+    extensions: 14,
+};
+static REQUEST_BODY: Message =
+    Message { members: &[("content", 2, Form::Named(&MEDIA_TYPE)), ("required", 3, Form::Flag)], extensions: 4 };
+static MEDIA_TYPE: Message = Message { members: &[("schema", 1, Form::Choice(schema_or_reference))], extensions: 5 };
+static RESPONSE_3: Message =
+    Message { members: &[("description", 1, Form::Text), ("content", 3, Form::Named(&MEDIA_TYPE))], extensions: 5 };
+static COMPONENTS: Message = Message {
+    members: &[("schemas", 1, Form::NamedChoice(schema_or_reference)), ("securitySchemes", 7, Form::NamedChoice(security_scheme))],
+    extensions: 10,
+};
+static SECURITY_SCHEME: Message = Message {
+    members: &[("type", 1, Form::Text), ("description", 2, Form::Text), ("name", 3, Form::Text), ("in", 4, Form::Text)],
+    extensions: 9,
+};
+static SCHEMA_3: Message = Message {
+    members: &[
+        ("uniqueItems", 20, Form::Flag),
+        ("required", 23, Form::Text),
+        ("enum", 24, Form::Any),
+        ("type", 25, Form::Text),
+        ("allOf", 26, Form::Choice(schema_or_reference)),
+        ("oneOf", 27, Form::Choice(schema_or_reference)),
+        ("items", 30, Form::Choice(items_3)),
+        ("properties", 31, Form::NamedChoice(schema_or_reference)),
+        ("additionalProperties", 32, Form::Choice(additional_3)),
+        ("default", 33, Form::Choice(default_3)),
+        ("description", 34, Form::Text),
+        ("format", 35, Form::Text),
+    ],
+    extensions: 36,
+};
+
+/// A document of version 3.
+pub fn encode_3(document: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_message(&DOCUMENT_3, document, &mut out);
+    out
+}
+
+fn parameter_3(value: &Value, out: &mut Vec<u8>) {
+    write_nested(1, out, |inner| write_message(&PARAMETER_3, value, inner));
+}
+
+fn request_body(value: &Value, out: &mut Vec<u8>) {
+    write_nested(1, out, |inner| write_message(&REQUEST_BODY, value, inner));
+}
+
+fn responses_3(value: &Value, out: &mut Vec<u8>) {
+    for (code, value) in value.as_object().into_iter().flat_map(Map::iter) {
+        write_nested(2, out, |pair| {
+            write_text(1, code, pair);
+            write_nested(2, pair, |choice| write_nested(1, choice, |inner| write_message(&RESPONSE_3, value, inner)));
+        });
+    }
+}
+
+fn security_scheme(value: &Value, out: &mut Vec<u8>) {
+    write_nested(1, out, |inner| write_message(&SECURITY_SCHEME, value, inner));
+}
+
+fn schema_or_reference(value: &Value, out: &mut Vec<u8>) {
+    match value.get("$ref") {
+        Some(_) => write_nested(2, out, |inner| write_message(&REFERENCE, value, inner)),
+        None => write_nested(1, out, |inner| write_message(&SCHEMA_3, value, inner)),
+    }
+}
+
+fn items_3(value: &Value, out: &mut Vec<u8>) {
+    write_nested(1, out, |inner| schema_or_reference(value, inner));
+}
+
+fn additional_3(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Bool(flag) => {
+            write_varint(2 << 3, out);
+            out.push(u8::from(*flag));
+        }
+        schema => write_nested(1, out, |inner| schema_or_reference(schema, inner)),
+    }
+}
+
+/// Only scalars have a place in it.
+fn default_3(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Number(n) => {
+            write_varint(1 << 3 | 1, out);
+            out.extend_from_slice(&n.as_f64().unwrap_or(0.0).to_le_bytes());
+        }
+        Value::Bool(flag) => {
+            write_varint(2 << 3, out);
+            out.push(u8::from(*flag));
+        }
+        Value::String(text) => write_text(3, text, out),
+        Value::Null | Value::Array(_) | Value::Object(_) => {}
+    }
+}
+
+// --- messages
+
 fn write_message(message: &Message, value: &Value, out: &mut Vec<u8>) {
     let Some(map) = value.as_object() else { return };
     for (name, number, form) in message.members {
@@ -165,6 +311,14 @@ fn write_member(number: u32, form: Form, value: &Value, out: &mut Vec<u8>) {
         Form::Named(message) => write_nested(number, out, |inner| write_pairs(1, message, value, inner)),
         Form::Pairs(message) => write_pairs(number, message, value, out),
         Form::Texts => write_nested(number, out, |inner| write_member(1, Form::Text, value, inner)),
+        Form::NamedChoice(write) => write_nested(number, out, |inner| {
+            for (name, value) in value.as_object().into_iter().flat_map(Map::iter) {
+                write_nested(1, inner, |pair| {
+                    write_text(1, name, pair);
+                    write_nested(2, pair, |choice| write(value, choice));
+                });
+            }
+        }),
         Form::Choice(write) => each(&mut |v| write_nested(number, out, |inner| write(v, inner))),
     }
 }
@@ -205,22 +359,9 @@ fn parameter(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-fn parameter_definitions(value: &Value, out: &mut Vec<u8>) {
-    for (name, value) in value.as_object().into_iter().flat_map(Map::iter) {
-        write_nested(1, out, |pair| {
-            write_text(1, name, pair);
-            write_nested(2, pair, |inner| parameter(value, inner));
-        });
-    }
-}
-
-fn responses(value: &Value, out: &mut Vec<u8>) {
-    for (name, value) in value.as_object().into_iter().flat_map(Map::iter) {
-        write_nested(1, out, |pair| {
-            write_text(1, name, pair);
-            write_nested(2, pair, |choice| write_nested(1, choice, |inner| write_message(&RESPONSE, value, inner)));
-        });
-    }
+/// `ResponseValue`: never a reference.
+fn response(value: &Value, out: &mut Vec<u8>) {
+    write_nested(1, out, |inner| write_message(&RESPONSE, value, inner));
 }
 
 /// `SchemaItem`: never a file.
@@ -252,13 +393,8 @@ fn requirement(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-fn security_definitions(value: &Value, out: &mut Vec<u8>) {
-    for (name, value) in value.as_object().into_iter().flat_map(Map::iter) {
-        write_nested(1, out, |pair| {
-            write_text(1, name, pair);
-            write_nested(2, pair, |choice| write_nested(2, choice, |inner| write_message(&API_KEY, value, inner)));
-        });
-    }
+fn api_key(value: &Value, out: &mut Vec<u8>) {
+    write_nested(2, out, |inner| write_message(&API_KEY, value, inner));
 }
 
 fn write_nested(number: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
