@@ -13,6 +13,7 @@ fn main() {
     let facts = Path::new("src/api/facts");
     println!("cargo::rerun-if-changed=src/api/facts");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=Cargo.lock");
     let resources = read(&facts.join("resources.tsv"));
     std::fs::write(Path::new(&out).join("resources.rs"), resource_statics(&resources)).expect("OUT_DIR is writable");
     std::fs::write(Path::new(&out).join("types.txt"), packed_types(&facts.join("types.tsv"))).expect("OUT_DIR is writable");
@@ -39,16 +40,22 @@ fn descriptions() -> Vec<u8> {
     std::io::Write::write_all(&mut packed, text.as_bytes()).and_then(|()| packed.finish()).expect("memory takes all bytes")
 }
 
+/// Where cargo unpacked the crate; what is vendored elsewhere, cargo itself knows.
 fn typed_api_source() -> Option<PathBuf> {
-    let target = std::env::var("TARGET").ok()?;
-    let mut cargo = std::process::Command::new(std::env::var("CARGO").ok()?);
-    let output = cargo.args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", &target]).output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let paths = text.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    let manifest = paths
-        .map(Path::new)
-        .find(|p| p.parent().and_then(Path::file_name).is_some_and(|n| n.to_string_lossy().starts_with("k8s-openapi")))?;
-    manifest.parent().map(Path::to_path_buf)
+    let lock = std::fs::read_to_string("Cargo.lock").ok()?;
+    let version = lock.split("name = \"k8s-openapi\"\nversion = \"").nth(1)?.split('"').next()?;
+    let home = std::env::var("CARGO_HOME").map(PathBuf::from).or_else(|_| std::env::var("HOME").map(|h| Path::new(&h).join(".cargo"))).ok()?;
+    let registries = std::fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
+    let mut unpacked = registries.map(|r| r.path().join(format!("k8s-openapi-{version}"))).filter(|p| p.is_dir());
+    unpacked.next().or_else(|| {
+        let mut cargo = std::process::Command::new(std::env::var("CARGO").ok()?);
+        let target = std::env::var("TARGET").ok()?;
+        let output = cargo.args(["metadata", "--format-version=1", "--locked", "--offline", "--filter-platform", &target]).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        let paths = text.split("\"manifest_path\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+        let is_crate = |p: &&Path| p.parent().and_then(Path::file_name).is_some_and(|n| n.to_string_lossy().starts_with("k8s-openapi"));
+        paths.map(Path::new).find(is_crate)?.parent().map(Path::to_path_buf)
+    })
 }
 
 fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {

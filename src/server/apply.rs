@@ -214,9 +214,7 @@ fn tracked(
     versions: &dyn Versions,
 ) -> Option<Tracked> {
     let mut change = Change::new(versions, form, old, new);
-    let own = change.diff(write.api_version).ok()??;
-    let is_unchanged = own.is_empty();
-    let mut set = own.set.clone();
+    let is_unchanged = change.diff(write.api_version).ok()??.is_empty();
     let items = chosen.and_then(Value::as_list).unwrap_or(&[]);
     if is_unchanged && !items.is_empty() && items.iter().all(|e| versions.type_of(e.str_at(&["apiVersion"])).is_some()) {
         return Some(Tracked::Same);
@@ -226,6 +224,7 @@ fn tracked(
         return Some(Tracked::Entries(entries));
     }
     change.settle(&mut entries, None, true).ok()?;
+    let mut set = change.seen.remove(write.api_version).flatten().map(|d| d.set).unwrap_or_default();
     strip(&mut set);
     if !set.is_empty() {
         take(&mut entries, write, set);
@@ -261,7 +260,7 @@ fn start<'a>(sent: Option<&Value>, kept: Option<&'a Value>, is_subresource: bool
     let sent = Value::List(entries.to_vec());
     match kept {
         Some(kept) if *kept == sent => Some(kept),
-        kept if managers::decode(Some(&sent)).is_none() => kept,
+        kept if !managers::are_well_formed(&sent) => kept,
         _ => Some(Cow::Owned(sent)),
     }
 }

@@ -117,7 +117,14 @@ impl Entry {
     }
 }
 
-/// `None`: not managed fields anybody could have been given. Of entries with the same identity the last counts.
+/// Whether this is something somebody could have been given as managed fields.
+pub fn are_well_formed(list: &Value) -> bool {
+    let fields = |item: &Value| item.get("fieldsV1").filter(|f| !f.is_null()).is_none_or(|f| Set::decode(f).is_some());
+    decode(Some(list)).is_some() && list.as_list().is_some_and(|items| items.iter().all(fields))
+}
+
+/// Field sets are taken as they are: stored ones are well-formed, and others were looked at before. Of entries with the same
+/// identity the last counts. `None`: these are no entries.
 pub fn decode(list: Option<&Value>) -> Option<Vec<Entry>> {
     let Some(list) = list else { return Some(Vec::new()) };
     let mut entries: Vec<Entry> = Vec::new();
@@ -132,7 +139,6 @@ pub fn decode(list: Option<&Value>) -> Option<Vec<Entry>> {
             return None;
         }
         let fields = item.get("fieldsV1").filter(|f| !f.is_null()).cloned().unwrap_or_else(Value::map);
-        Set::decode(&fields)?;
         let identity = Identity::new(item.str_at(&["manager"]), operation, api_version, item.str_at(&["subresource"]));
         let time = item.str_at(&["time"]).to_string();
         let entry = Entry { identity, api_version: api_version.to_string(), time, fields: Fields::Encoded(fields) };
@@ -146,10 +152,9 @@ pub fn decode(list: Option<&Value>) -> Option<Vec<Entry>> {
 
 pub fn encode(mut entries: Vec<Entry>) -> Value {
     entries.sort_by(|a, b| {
-        let order = |e: &'_ Entry| {
-            (e.identity.operation, e.time.clone(), e.identity.manager.clone(), e.api_version.clone(), e.identity.subresource.clone())
-        };
-        order(a).cmp(&order(b))
+        let by_age = (a.identity.operation, &a.time).cmp(&(b.identity.operation, &b.time));
+        let by_name = || (&a.identity.manager, &a.api_version, &a.identity.subresource).cmp(&(&b.identity.manager, &b.api_version, &b.identity.subresource));
+        by_age.then_with(by_name)
     });
     let encoded = entries.into_iter().map(|e| {
         let mut item = Map::with_capacity(7);

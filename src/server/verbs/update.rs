@@ -6,6 +6,7 @@
 use crate::api::object::Object;
 use crate::api::request::{Body, PatchType, Request, Response};
 use crate::api::resource::Resource;
+use crate::api::schema;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::Value;
 use crate::api::{json, yaml};
@@ -90,7 +91,7 @@ impl Pipeline {
             let unknown = json::conform(row.type_ref(), &mut value).map_err(|e| refuse(&e))?;
             texts.extend(unknown);
             let warnings = super::field_validation(&request.options, texts, refuse)?;
-            check_patched_kind(row, &value).map_err(|e| refuse(&e))?;
+            check_patched_kind(row, patch_type, &value, || patched_bytes(row, old, patch_type, &patch)).map_err(|e| refuse(&e))?;
             value.set(&["apiVersion"], row.resource.api_version());
             value.set(&["kind"], row.resource.kind);
             check_name(&request, &value)?;
@@ -339,25 +340,33 @@ fn unpatchable(row: &Row, old: &Object, patch_type: PatchType, patch: &Value, wh
     let shown = match patch_type {
         PatchType::Strategic => patch::go(patch),
         PatchType::Json | PatchType::Merge | PatchType::Apply => {
-            let mut value = row.serve(old);
-            // It was applied once already.
-            let _ = apply(row, patch_type, &mut value, patch);
-            let touched = if patch_type == PatchType::Json { patch::touched(patch) } else { patch.clone() };
-            String::from_utf8(json::to_vec_in_go_order(row.type_ref(), &value, &touched)).expect("JSON is UTF-8")
+            String::from_utf8(patched_bytes(row, old, patch_type, patch)).expect("JSON is UTF-8")
         }
     };
     Status::invalid_kind("", "", "", &[FieldError::invalid("patch", shown, why)])
 }
 
-fn check_patched_kind(row: &Row, value: &Value) -> std::result::Result<(), String> {
+/// The object after a patch, as upstream has it between patch and decoder.
+fn patched_bytes(row: &Row, old: &Object, patch_type: PatchType, patch: &Value) -> Vec<u8> {
+    let mut value = row.serve(old);
+    // It was applied once already.
+    let _ = apply(row, patch_type, &mut value, patch);
+    let touched = if patch_type == PatchType::Json { patch::touched(patch) } else { patch.clone() };
+    json::to_vec_in_go_order(row.type_ref(), &value, &touched)
+}
+
+fn check_patched_kind(row: &Row, patch_type: PatchType, value: &Value, bytes: impl FnOnce() -> Vec<u8>) -> std::result::Result<(), String> {
     let (version, kind) = (value.str_at(&["apiVersion"]), value.str_at(&["kind"]));
     let (own, own_kind) = (row.resource.api_version(), row.resource.kind);
     if (version.is_empty() || version == own) && (kind.is_empty() || kind == own_kind) {
         return Ok(());
     }
-    Err(if version != own {
-        format!("no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/runtime/scheme.go:111\"")
-    } else {
-        format!("unable to decode {kind} as {own_kind}")
-    })
+    let Some(ty) = schema::type_of(version, kind) else {
+        return Err(format!("no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/runtime/scheme.go:111\""));
+    };
+    // It is decoded as what it says it is.
+    if patch_type != PatchType::Strategic {
+        json::decode(ty, &bytes())?;
+    }
+    Err(format!("unable to decode {kind} as {own_kind}"))
 }
