@@ -44,7 +44,8 @@ fn descriptions() -> Vec<u8> {
 fn typed_api_source() -> Option<PathBuf> {
     let lock = std::fs::read_to_string("Cargo.lock").ok()?;
     let version = lock.split("name = \"k8s-openapi\"\nversion = \"").nth(1)?.split('"').next()?;
-    let home = std::env::var("CARGO_HOME").map(PathBuf::from).or_else(|_| std::env::var("HOME").map(|h| Path::new(&h).join(".cargo"))).ok()?;
+    let home =
+        std::env::var("CARGO_HOME").map(PathBuf::from).or_else(|_| std::env::var("HOME").map(|h| Path::new(&h).join(".cargo"))).ok()?;
     let registries = std::fs::read_dir(home.join("registry/src")).into_iter().flatten().flatten();
     let mut unpacked = registries.map(|r| r.path().join(format!("k8s-openapi-{version}"))).filter(|p| p.is_dir());
     unpacked.next().or_else(|| {

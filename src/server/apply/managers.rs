@@ -153,7 +153,13 @@ pub fn decode(list: Option<&Value>) -> Option<Vec<Entry>> {
 pub fn encode(mut entries: Vec<Entry>) -> Value {
     entries.sort_by(|a, b| {
         let by_age = (a.identity.operation, &a.time).cmp(&(b.identity.operation, &b.time));
-        let by_name = || (&a.identity.manager, &a.api_version, &a.identity.subresource).cmp(&(&b.identity.manager, &b.api_version, &b.identity.subresource));
+        let by_name = || {
+            (&a.identity.manager, &a.api_version, &a.identity.subresource).cmp(&(
+                &b.identity.manager,
+                &b.api_version,
+                &b.identity.subresource,
+            ))
+        };
         by_age.then_with(by_name)
     });
     let encoded = entries.into_iter().map(|e| {

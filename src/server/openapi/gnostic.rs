@@ -180,8 +180,7 @@ static PARAMETER_3: Message = Message {
     ],
     extensions: 14,
 };
-static REQUEST_BODY: Message =
-    Message { members: &[("content", 2, Form::Named(&MEDIA_TYPE)), ("required", 3, Form::Flag)], extensions: 4 };
+static REQUEST_BODY: Message = Message { members: &[("content", 2, Form::Named(&MEDIA_TYPE)), ("required", 3, Form::Flag)], extensions: 4 };
 static MEDIA_TYPE: Message = Message { members: &[("schema", 1, Form::Choice(schema_or_reference))], extensions: 5 };
 static RESPONSE_3: Message =
     Message { members: &[("description", 1, Form::Text), ("content", 3, Form::Named(&MEDIA_TYPE))], extensions: 5 };
