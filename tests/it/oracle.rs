@@ -99,7 +99,19 @@ fn recorded_answers_are_given() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
     let started = Instant::now();
     let shown = if is_all { SHOWN_MAX } else { usize::MAX };
-    let results = runtime.block_on(replay(cases, shown, if is_all { 8 } else { 400 }));
+    let mut results = runtime.block_on(replay(cases, shown, if is_all { 8 } else { 400 }));
+    // Some scenarios wait for something with a deadline, and this machine may be doing other things. What is lost must be lost alone, too.
+    let lost = lost(&results, &expected());
+    if !lost.is_empty() {
+        let mut again = load(&folder("scenarios"));
+        again.retain(|case| lost.contains(case.name()));
+        for (name, problems) in runtime.block_on(replay(again, shown, 400)) {
+            if problems.is_empty() {
+                say(&format!("{name} passed only when tried again: {}", results[&name].join("\n    ")));
+            }
+            results.insert(name, problems);
+        }
+    }
     say(&format!("\n{}{:>40.1}s\n", table(&results), started.elapsed().as_secs_f64()));
     keep(&results);
     ratchet(&results);
@@ -368,13 +380,24 @@ fn keep(results: &Results) {
     }
 }
 
+fn expected() -> BTreeSet<String> {
+    let text = std::fs::read_to_string(folder("expected.txt")).unwrap_or_default();
+    text.lines().filter(|l| !l.is_empty()).map(str::to_string).collect()
+}
+
+/// What passed before and does not now.
+fn lost(results: &Results, expected: &BTreeSet<String>) -> BTreeSet<String> {
+    let failed = results.iter().filter(|(_, problems)| !problems.is_empty()).map(|(name, _)| name);
+    failed.filter(|name| expected.contains(*name)).cloned().collect()
+}
+
 /// What passed once has to pass; new passes are added on demand.
 fn ratchet(results: &Results) {
     let path = folder("expected.txt");
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let mut expected: BTreeSet<String> = text.lines().filter(|l| !l.is_empty()).map(str::to_string).collect();
-    let passed = |name: &str| results.get(name).is_some_and(Vec::is_empty);
-    let new: Vec<String> = results.keys().filter(|name| passed(name) && !expected.contains(*name)).cloned().collect();
+    let mut expected = expected();
+    let lost = lost(results, &expected);
+    let passed = results.iter().filter(|(_, problems)| problems.is_empty()).map(|(name, _)| name);
+    let new: Vec<String> = passed.filter(|name| !expected.contains(*name)).cloned().collect();
     if !new.is_empty() && std::env::var("UPDATE_EXPECT").is_ok_and(|v| v == "1") {
         say(&format!("{} new passes added to {}", new.len(), path.display()));
         expected.extend(new);
@@ -382,6 +405,5 @@ fn ratchet(results: &Results) {
     } else if !new.is_empty() {
         say(&format!("{} new passes; UPDATE_EXPECT=1 adds them to {}", new.len(), path.display()));
     }
-    let lost: Vec<&String> = expected.iter().filter(|name| results.contains_key(*name) && !passed(name)).collect();
     assert!(lost.is_empty(), "{} scenarios passed before and fail now: {lost:#?}\nsee target/oracle/", lost.len());
 }
