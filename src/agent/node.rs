@@ -149,7 +149,8 @@ fn merge_resources(old: &Value, key: &str, ours: Value) -> Value {
 
 fn conditions(facts: &Facts, old: &Value, now: Millis) -> Vec<Value> {
     let little_memory = facts.memory_bytes > 0 && facts.memory_available_bytes < RESERVED_BYTES;
-    let little_disk = facts.disk_bytes > 0 && facts.disk_available_bytes < facts.disk_bytes / 10;
+    // k3s's threshold: a tenth, the kubelet's own, is a lot of an SD card.
+    let little_disk = facts.disk_bytes > 0 && facts.disk_available_bytes < facts.disk_bytes / 20;
     let pressure = |is: bool, bad: (&'static str, &'static str), good: (&'static str, &'static str)| {
         let (reason, message) = if is { bad } else { good };
         (if is { "True" } else { "False" }, reason, message)
