@@ -16,8 +16,11 @@ use crate::agent::{Agent, AgentConfig, PodNetwork};
 use crate::api::cidr::Cidr;
 use crate::api::client::Client;
 use crate::api::driver::Driver;
+use crate::api::informer::{Change, informer};
 use crate::api::request::User;
+use crate::api::resource::{self, Resource};
 use crate::api::time::SystemClock;
+use crate::api::value::Value;
 use crate::config::{Config, Range, instance_id};
 use crate::net::{NetConfig, Network, Protocol};
 use crate::pki::{Identity, Kubeconfig, Pki};
@@ -41,6 +44,10 @@ const PODS_MAX: i64 = 110;
 const SERVICE_RANGE: &str = "service-range";
 /// How long `try` waits for its node before it says what is wrong.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// For a command that is over in a moment.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
+const EXEC_OUTPUT_MAX: usize = 64 * 1024;
 
 /// Runs `fut` on a fresh runtime.
 pub fn block_on<T>(fut: impl Future<Output = T>) -> T {
@@ -94,6 +101,7 @@ pub struct Cluster {
 }
 
 struct Node {
+    runtime: Arc<Linux>,
     agent: Arc<Agent>,
     network: Arc<Network>,
 }
@@ -135,21 +143,38 @@ impl Cluster {
 
     /// Waits until this node is Ready.
     pub async fn ready(&self) -> anyhow::Result<()> {
-        if self.node.is_none() {
-            return Ok(());
+        if self.node.is_some() {
+            self.until(&resource::NODES, &format!("node {} to become Ready", self.config.node_name), is_ready).await?;
         }
-        let client = self.client();
-        let ready = async {
-            let mut changes = crate::api::informer::informer(client, &crate::api::resource::NODES, Default::default());
+        Ok(())
+    }
+
+    /// Waits until there is an object as wanted; `what` ends the sentence "waited 60 s for …".
+    pub async fn until(&self, resource: &'static Resource, what: &str, is_wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        let mut changes = informer(self.client(), resource, Default::default());
+        let found = async {
             while let Some(change) = changes.recv().await {
-                if let crate::api::informer::Change::Set(node) = change
-                    && is_ready(&node.value())
-                {
-                    return;
+                if let Change::Set(object) = change {
+                    let value = object.value();
+                    if is_wanted(&value) {
+                        return Ok(value);
+                    }
                 }
             }
+            bail!("the cluster stopped")
         };
-        tokio::time::timeout(READY_TIMEOUT, ready).await.with_context(|| format!("node {} did not become Ready", self.config.node_name))
+        let seconds = READY_TIMEOUT.as_secs();
+        tokio::time::timeout(READY_TIMEOUT, found).await.with_context(|| format!("waited {seconds} s for {what}"))?
+    }
+
+    /// Runs a command in a container of this node and gives what it printed.
+    pub async fn exec(&self, container: &str, command: &[&str]) -> anyhow::Result<String> {
+        let node = self.node.as_ref().context("no node runs here")?;
+        let words = command.iter().map(|word| word.to_string()).collect();
+        let ran = runtime::exec_sync(&*node.runtime, container, words, EXEC_TIMEOUT, EXEC_OUTPUT_MAX).await?;
+        let output = String::from_utf8_lossy(&ran.output).trim().to_string();
+        anyhow::ensure!(ran.code == 0 && !ran.timed_out, "{}: {output}", command.join(" "));
+        Ok(output)
     }
 
     fn client(&self) -> Client {
@@ -180,7 +205,7 @@ impl Cluster {
     }
 }
 
-fn is_ready(node: &crate::api::value::Value) -> bool {
+fn is_ready(node: &Value) -> bool {
     node.list_at(&["status", "conditions"]).iter().any(|c| c.str_at(&["type"]) == "Ready" && c.str_at(&["status"]) == "True")
 }
 
@@ -190,12 +215,12 @@ impl Node {
         // As kube-proxy is known to the bootstrap policy: services and slices are not a kubelet's to read.
         let proxy = User { name: "system:kube-proxy".into(), groups: vec!["system:authenticated".into()], ..User::default() };
         let network = Arc::new(Network::start(net_config(config)?, client.as_user(proxy)).await.context("the pod network cannot start")?);
-        let agent = Agent::start(agent_config(config), client, runtime, Arc::new(PodLinks(network.clone())))
+        let agent = Agent::start(agent_config(config), client, runtime.clone(), Arc::new(PodLinks(network.clone())))
             .await
             .context("the node agent cannot start")?;
         let agent = Arc::new(agent);
         task::spawn("kubelet-listener", serve_kubelet(listener, agent.clone(), shutdown.clone()));
-        Ok(Node { agent, network })
+        Ok(Node { runtime, agent, network })
     }
 }
 

@@ -13,7 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 /// The name the image is imported under.
 pub const IMAGE: &str = "coracle.local/echo:1";
 
-/// A Deployment of three replicas and its Service.
+/// Of Deployment, Service and label `app`.
+pub const NAME: &str = "echo";
+pub const REPLICAS: i64 = 3;
+
+/// A Deployment of [`REPLICAS`] and its Service, both called [`NAME`].
 pub const MANIFEST: &str = r#"apiVersion: apps/v1
 kind: Deployment
 metadata:

@@ -10,11 +10,17 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::api::resource;
+use crate::api::value::Value;
 use crate::config::{Config, Settings};
 use crate::{run, sample};
+
+const ATTEMPTS_MAX: usize = 20;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 
 /// Runs a cluster; with a `command`, runs that in its environment and ends with its status, else waits for Ctrl-C.
 pub fn run(mut settings: Settings, command: Vec<OsString>, with_sample: bool) -> anyhow::Result<ExitCode> {
@@ -47,13 +53,15 @@ async fn live(config: &Config, cluster: &run::Cluster, command: Vec<OsString>, w
         run::termination().await?;
         return Ok(ExitCode::SUCCESS);
     };
-    let mut child = tokio::process::Command::new(std::env::current_exe()?);
+    let exe = std::env::current_exe()?;
+    let mut child = tokio::process::Command::new(&exe);
     child
         .args(["try-command", &std::process::id().to_string(), "--"])
         .arg(program)
         .args(arguments)
         .env("KUBECONFIG", &config.write_kubeconfig)
         .env("CORACLE_DATA_DIR", &config.data_dir)
+        .env("PATH", with_folder_of(&exe))
         .kill_on_drop(true);
     let mut child = child.spawn()?;
     tokio::select! {
@@ -68,7 +76,40 @@ async fn deploy_sample(config: &Config, cluster: &run::Cluster) -> anyhow::Resul
     sample::pack_image(&config.shim_exe, &archive).context("cannot pack the sample image")?;
     run::import_image(config, &archive)?;
     std::fs::remove_file(&archive)?;
-    cluster.create(sample::MANIFEST).await
+    cluster.create(sample::MANIFEST).await?;
+    let is_up = |d: &Value| d.str_at(&["metadata", "name"]) == sample::NAME && d.i64_at(&["status", "readyReplicas"]) == Some(sample::REPLICAS);
+    cluster.until(&resource::DEPLOYMENTS, "the sample's replicas", is_up).await?;
+    let is_one = |pod: &Value| pod.str_at(&["metadata", "labels", "app"]) == sample::NAME;
+    let pod = cluster.until(&resource::PODS, "a pod of the sample", is_one).await?;
+    let statuses = pod.list_at(&["status", "containerStatuses"]);
+    let container = statuses.first().and_then(|s| s.str_at(&["containerID"]).rsplit_once("//")).map(|(_, id)| id.to_string());
+    let container = container.context("the sample's pod names no container")?;
+    let url = format!("http://{}.default.svc.{}/", sample::NAME, config.cluster_domain);
+    println!("{} replicas run behind {url}", sample::REPLICAS);
+    println!("{}", first_answer(cluster, &container, &url).await?);
+    Ok(())
+}
+
+/// The node's rules and names follow the pods' readiness by a moment.
+async fn first_answer(cluster: &run::Cluster, container: &str, url: &str) -> anyhow::Result<String> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match cluster.exec(container, &["/coracle", "fetch", url]).await {
+            Err(_) if attempts < ATTEMPTS_MAX => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+            answered => return answered,
+        }
+    }
+}
+
+/// The search path, with this executable's folder at its end: `coracle images import` works inside.
+fn with_folder_of(exe: &Path) -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(folder) = exe.parent() {
+        path.push(":");
+        path.push(folder);
+    }
+    path
 }
 
 fn temporary_dir() -> anyhow::Result<std::path::PathBuf> {
