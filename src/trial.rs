@@ -77,7 +77,8 @@ async fn deploy_sample(config: &Config, cluster: &run::Cluster) -> anyhow::Resul
     run::import_image(config, &archive)?;
     std::fs::remove_file(&archive)?;
     cluster.create(sample::MANIFEST).await?;
-    let is_up = |d: &Value| d.str_at(&["metadata", "name"]) == sample::NAME && d.i64_at(&["status", "readyReplicas"]) == Some(sample::REPLICAS);
+    let is_up =
+        |d: &Value| d.str_at(&["metadata", "name"]) == sample::NAME && d.i64_at(&["status", "readyReplicas"]) == Some(sample::REPLICAS);
     cluster.until(&resource::DEPLOYMENTS, "the sample's replicas", is_up).await?;
     let is_one = |pod: &Value| pod.str_at(&["metadata", "labels", "app"]) == sample::NAME;
     let pod = cluster.until(&resource::PODS, "a pod of the sample", is_one).await?;
