@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn an_owner_counts_as_absent_only_once_its_kind_is_known() {
         let orphan = pod("a", value!({}));
-        let blind = decide(&world(&[orphan.clone()], &[&resource::PODS]), "a");
+        let blind = decide(&world(std::slice::from_ref(&orphan), &[&resource::PODS]), "a");
         assert_eq!(blind, [Action::RequeueAfter { ms: BLIND_MS }]);
         // Secrets are not in sync, and that is no matter.
         let seeing = decide(&world(&[orphan], &[&resource::PODS, &resource::REPLICASETS]), "a");

@@ -216,7 +216,7 @@ pub fn host_users(spec: &At) {
         }
     }
     for container in containers(spec) {
-        if container.get("volumeDevices").len() > 0 {
+        if !container.get("volumeDevices").is_empty() {
             container.get("volumeDevices").forbidden("when `hostUsers` is false");
         }
     }

@@ -415,8 +415,9 @@ fn source(source: &str, at: &At, holder: &At, name: Option<&str>) {
             }
         }
         "hostPath" => {
-            if at.get("path").must() {
-                no_backsteps(&at.get("path"));
+            let path = at.get("path");
+            if path.must() {
+                no_backsteps(&path);
                 let known = ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
                 at.get("type").maybe_one_of(&known);
             }
@@ -512,8 +513,9 @@ fn source(source: &str, at: &At, holder: &At, name: Option<&str>) {
         }
         "scaleIO" => need(&["gateway", "system", "volumeName"]),
         "local" => {
-            if at.get("path").must() {
-                no_backsteps(&at.get("path"));
+            let path = at.get("path");
+            if path.must() {
+                no_backsteps(&path);
             }
         }
         "csi" => csi(at, persistent),
@@ -937,7 +939,7 @@ fn volume_warnings(volume: &Value) -> Vec<String> {
     }
     let sources = source_warnings("spec", volume.get("spec").unwrap_or(&Value::Null));
     let of = |source: &&str| sources.iter().find(|w| w.starts_with(&format!("spec.{source}:"))).cloned();
-    texts.extend(WARNED_OF.iter().filter_map(|source| of(&source)));
+    texts.extend(WARNED_OF.iter().filter_map(|source| of(source)));
     texts
 }
 
