@@ -256,8 +256,7 @@ pub fn first_address(address: std::net::IpAddr, length: u32) -> std::net::IpAddr
 /// Every run of decimal digits of an IPv4 address (and a prefix length) without its leading zeros.
 fn without_leading_zeros(s: &str) -> String {
     let mut out = String::with_capacity(s.len());
-    let mut parts = s.split_inclusive(['.', '/', ':']).peekable();
-    for part in parts {
+    for part in s.split_inclusive(['.', '/', ':']) {
         let (digits, end) = part.strip_suffix(['.', '/', ':']).map_or((part, ""), |d| (d, &part[d.len()..]));
         let trimmed = digits.trim_start_matches('0');
         let hex = end == ":" || (end.is_empty() && s.contains(':') && !s.contains('/') && !s.contains('.'));

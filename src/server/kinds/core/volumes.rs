@@ -939,7 +939,7 @@ fn volume_warnings(volume: &Value) -> Vec<String> {
     }
     let sources = source_warnings("spec", volume.get("spec").unwrap_or(&Value::Null));
     let of = |source: &&str| sources.iter().find(|w| w.starts_with(&format!("spec.{source}:"))).cloned();
-    texts.extend(WARNED_OF.iter().filter_map(|source| of(source)));
+    texts.extend(WARNED_OF.iter().filter_map(of));
     texts
 }
 
