@@ -420,6 +420,7 @@ async fn long_lists_are_streamed() {
     let (version, kind, raw) = coracle::api::protobuf::open(&protobuf).unwrap();
     let ty = coracle::api::schema::type_of(&version, &kind).unwrap();
     let mut decoded = coracle::api::protobuf::decode(ty, raw).unwrap();
-    (decoded.set(&["kind"], kind.as_str()), decoded.set(&["apiVersion"], version.as_str()));
+    decoded.set(&["kind"], kind.as_str());
+    decoded.set(&["apiVersion"], version.as_str());
     assert_eq!(serde_json::Value::from(&decoded), plain);
 }

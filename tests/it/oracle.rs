@@ -176,10 +176,7 @@ async fn replay(cases: Vec<Case>, shown: usize, limit: usize) -> Results {
             let (queue, results, server) = (queue.clone(), results.clone(), bench.server.clone());
             tokio::spawn(async move {
                 let mut client = Client::new(&server);
-                while let Some(case) = {
-                    let next = queue.lock().unwrap().next();
-                    next
-                } {
+                while let Some(case) = { queue.lock().unwrap().next() } {
                     let problems = match &case {
                         Case::Plain(plain) => check_plain(&mut client, plain, limit).await,
                         Case::Scenario(scenario) => scenario::run(&mut client, scenario, RUN, limit).await,

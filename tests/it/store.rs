@@ -177,8 +177,8 @@ impl Parent {
             }
             said
         });
-        let wait = if round % 3 == 0 { 2 + seed.below(200) } else { 5 + seed.below(250) };
-        if round % 3 != 0 {
+        let wait = if round.is_multiple_of(3) { 2 + seed.below(200) } else { 5 + seed.below(250) };
+        if !round.is_multiple_of(3) {
             started.recv_timeout(Duration::from_secs(30)).unwrap_or_else(|e| panic!("round {round}: the child did not start: {e}"));
         }
         std::thread::sleep(Duration::from_millis(wait));
