@@ -12,7 +12,7 @@
 //! Time comes in as milliseconds, randomness as a seed. Start at [`Controller`] and [`Engine::poll`].
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::events::Note;
 use super::object::Revision;
@@ -190,7 +190,8 @@ pub struct Engine {
     keys: HashMap<Key, State>,
     ready: BTreeSet<(Reverse<i64>, u64, Key)>,
     timers: BTreeSet<(i64, Key)>,
-    gated: HashSet<Key>,
+    /// In order, so that a seed of the simulation means the same every time.
+    gated: BTreeSet<Key>,
     world_version: u64,
     in_flight: usize,
     next_id: u64,
@@ -207,6 +208,8 @@ struct State {
     dirty: bool,
     job: Option<Sent>,
     gates: Vec<Gate>,
+    /// When to stop waiting for [`Gate::Moved`]: a refusal may have had other reasons.
+    patience_ms: i64,
     failures: u32,
     failure: Option<Status>,
 }
@@ -220,6 +223,7 @@ struct Sent {
 const BACKOFF_MS_MIN: i64 = 20;
 const BACKOFF_MS_MAX: i64 = 60_000;
 const RESEND_MS_MAX: i64 = 10_000;
+const PATIENCE_MS: i64 = 10_000;
 
 impl Engine {
     pub fn new(controller: Box<dyn Controller>, seed: u64) -> Engine {
@@ -231,7 +235,7 @@ impl Engine {
             keys: HashMap::new(),
             ready: BTreeSet::new(),
             timers: BTreeSet::new(),
-            gated: HashSet::new(),
+            gated: BTreeSet::new(),
             world_version: 0,
             in_flight: 0,
             next_id: 0,
@@ -282,17 +286,23 @@ impl Engine {
         if let Some(job) = self.fire(world, now_ms) {
             return Some(job);
         }
-        self.open_gates(world);
+        self.open_gates(world, now_ms);
         while self.in_flight < self.controller.jobs_max()
             && let Some((_, _, key)) = self.ready.pop_first()
         {
             let state = self.keys.get_mut(&key).expect("a ready key has a state");
             state.ready = None;
-            state.gates.retain(|gate| !world.passed(gate));
+            let mut gates = std::mem::take(&mut state.gates);
+            gates.retain(|gate| state.waits(gate, world, now_ms));
+            state.gates = gates;
             if !state.gates.is_empty() {
+                if state.patience_ms > now_ms {
+                    set_timer(&mut self.timers, state, &key, state.patience_ms);
+                }
                 self.gated.insert(key);
                 continue;
             }
+            self.gated.remove(&key);
             if let Some(job) = self.decide(key, world, now_ms) {
                 return Some(job);
             }
@@ -335,7 +345,7 @@ impl Engine {
         None
     }
 
-    fn open_gates(&mut self, world: &World) {
+    fn open_gates(&mut self, world: &World, now_ms: i64) {
         if self.gated.is_empty() || self.world_version == world.version() {
             return;
         }
@@ -343,7 +353,7 @@ impl Engine {
         let open: Vec<Key> = self
             .gated
             .iter()
-            .filter(|key| self.keys.get(key).is_none_or(|s| s.gates.iter().all(|gate| world.passed(gate))))
+            .filter(|key| self.keys.get(key).is_none_or(|s| !s.gates.iter().any(|gate| s.waits(gate, world, now_ms))))
             .cloned()
             .collect();
         for key in open {
@@ -400,6 +410,10 @@ impl Engine {
                 Outcome::Skipped => left.push(action),
                 Outcome::Failed(status) => {
                     world.forget(&action);
+                    if let Some(gate) = moved(&action, &status, world) {
+                        state.gates.push(gate);
+                        state.patience_ms = now_ms + PATIENCE_MS;
+                    }
                     self.notes.extend(self.controller.failed(key, &action, &status, world));
                     failure.get_or_insert(status);
                 }
@@ -427,8 +441,13 @@ impl Engine {
             state.failures = 0;
             state.failure = None;
         }
-        // What was written comes back as a change and asks to look again; only what came before the answer is kept here.
-        if dirty {
+        // What was written comes back as a change and asks to look again; only what came before the answer is kept here. But
+        // what was made and ended before we saw it does not come back where a list stands for the events in between.
+        let unseen = state
+            .gates
+            .iter()
+            .any(|gate| matches!(gate, Gate::Seen { key, .. } if world.follows(key.resource) && world.get(key).is_none()));
+        if dirty || unseen {
             self.enqueue(key.clone(), world);
         } else if !incomplete {
             self.tidy(key);
@@ -442,6 +461,29 @@ impl Engine {
             self.keys.remove(key);
         }
     }
+}
+
+impl State {
+    fn waits(&self, gate: &Gate, world: &World, now_ms: i64) -> bool {
+        let impatient = matches!(gate, Gate::Moved { .. }) && now_ms >= self.patience_ms;
+        !impatient && !world.passed(gate)
+    }
+}
+
+/// A write refused for its revision says that our view is old. The first sending of a job sent again may be why: deciding
+/// from the same view once more would do twice what was done.
+fn moved(action: &Action, status: &Status, world: &World) -> Option<Gate> {
+    let revision_of = |object: &Value| object.str_at(&["metadata", "resourceVersion"]).parse::<Revision>().ok();
+    let (key, revision) = match action {
+        Action::Update { resource, object, .. } => {
+            (Key::new(resource, object.str_at(&["metadata", "namespace"]), object.str_at(&["metadata", "name"])), revision_of(object)?)
+        }
+        Action::Patch { key, patch, .. } => (key.clone(), revision_of(patch)?),
+        Action::Delete { key, revision, .. } => (key.clone(), (*revision)?),
+        _ => return None,
+    };
+    let stale = status.reason == "Conflict" && world.get(&key).is_some_and(|row| row.object.revision <= revision);
+    stale.then_some(Gate::Moved { key, revision })
 }
 
 /// One timer per key: the earlier one wins.
@@ -458,4 +500,88 @@ fn set_timer(timers: &mut BTreeSet<(i64, Key)>, state: &mut State, key: &Key, at
 
 fn backoff(failures: u32, max: i64) -> i64 {
     BACKOFF_MS_MIN.saturating_mul(1 << failures.min(20)).min(max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::object::Object;
+    use super::super::resource::PODS;
+    use super::super::world::Change;
+    use super::*;
+    use crate::value;
+
+    const OWNER: &str = "owner";
+
+    /// Wants one pod: creates it where there is none, marks the one there is.
+    struct OnePod;
+
+    impl Controller for OnePod {
+        fn name(&self) -> &'static str {
+            "one-pod"
+        }
+        fn resources(&self) -> Vec<&'static Resource> {
+            vec![&PODS]
+        }
+        fn touched(&self, _: &Touched, _: &World) -> Vec<Key> {
+            vec![Key::new(&PODS, "n", OWNER)]
+        }
+        fn reconcile(&self, _: &Key, world: &World, _: &Turn) -> Vec<Action> {
+            match world.find(&PODS, "n", "p") {
+                None => vec![Action::Create { resource: &PODS, object: pod(0).value(), then: None }],
+                Some(row) if row.label("marked").is_some() => Vec::new(),
+                Some(row) => {
+                    let revision = row.object.revision.to_string();
+                    let patch = value!({"metadata": {"resourceVersion": revision, "labels": {"marked": "yes"}}});
+                    vec![Action::Patch { key: row.key(), subresource: "", patch }]
+                }
+            }
+        }
+    }
+
+    fn pod(revision: Revision) -> Object {
+        Object::from_value(&PODS, &value!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}}), revision)
+    }
+
+    fn relist(engine: &mut Engine, world: &mut World, pods: &[Object], revision: Revision) {
+        let sets = pods.iter().cloned().map(Change::Set);
+        for change in [Change::Reset].into_iter().chain(sets).chain([Change::Synced(revision)]) {
+            for touched in world.apply(&PODS, change) {
+                engine.changed(&touched, world);
+            }
+        }
+    }
+
+    fn start(pods: &[Object]) -> (Engine, World) {
+        let (mut engine, mut world) = (Engine::new(Box::new(OnePod), 1), World::new(&[&PODS]));
+        relist(&mut engine, &mut world, pods, 5);
+        engine.enqueue(Key::new(&PODS, "n", OWNER), &world);
+        (engine, world)
+    }
+
+    #[test]
+    fn what_was_made_and_ended_between_two_lists_is_made_again() {
+        let (mut engine, mut world) = start(&[]);
+        let job = engine.poll(&mut world, 0).expect("a pod is wanted");
+        let gate = Gate::Seen { key: Key::new(&PODS, "n", "p"), revision: 6 };
+        engine.done(&job.key, job.id, vec![Outcome::Landed(Some(gate))], &mut world, 0);
+        assert!(engine.poll(&mut world, 0).is_none(), "not seen yet");
+        relist(&mut engine, &mut world, &[], 9);
+        assert!(engine.poll(&mut world, 0).is_some());
+    }
+
+    #[test]
+    fn a_write_refused_for_its_revision_waits_for_a_newer_one_or_its_patience() {
+        let refused = || vec![Outcome::Failed(Status::conflict(&PODS, "p", "modified"))];
+        for (newer, later_ms) in [(true, 1000), (false, PATIENCE_MS)] {
+            let (mut engine, mut world) = start(&[pod(4)]);
+            let job = engine.poll(&mut world, 0).expect("it is not marked");
+            engine.done(&job.key, job.id, refused(), &mut world, 0);
+            assert!(engine.poll(&mut world, 500).is_none(), "after its back-off the view is still old");
+            if newer {
+                relist(&mut engine, &mut world, &[pod(7)], 7);
+            }
+            assert!(engine.due_ms().is_none_or(|due| due <= PATIENCE_MS), "somebody wakes us");
+            assert!(engine.poll(&mut world, later_ms).is_some());
+        }
+    }
 }

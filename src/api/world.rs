@@ -176,6 +176,8 @@ impl Touched {
 pub enum Gate {
     /// The write that made this revision of this object.
     Seen { key: Key, revision: Revision },
+    /// Anything newer of this object, or its end: a write from this revision was refused because there is.
+    Moved { key: Key, revision: Revision },
     /// The object with this uid is deleted or being deleted.
     Deleted { key: Key, uid: String },
     /// The pod with this uid has a node, or is gone.
@@ -185,7 +187,7 @@ pub enum Gate {
 impl Gate {
     pub fn resource(&self) -> &'static Resource {
         match self {
-            Gate::Seen { key, .. } | Gate::Deleted { key, .. } => key.resource,
+            Gate::Seen { key, .. } | Gate::Moved { key, .. } | Gate::Deleted { key, .. } => key.resource,
             Gate::Bound { pod, .. } => pod.resource,
         }
     }
@@ -307,6 +309,7 @@ impl World {
         let Some(kind) = self.kinds.get(&slot(gate.resource())) else { return true };
         match gate {
             Gate::Seen { revision, .. } => kind.seen >= *revision,
+            Gate::Moved { key, revision } => kind.rows.get(&key.name).is_none_or(|row| row.object.revision > *revision),
             Gate::Deleted { key, uid } => kind.rows.get(&key.name).is_none_or(|row| row.uid != *uid || row.deleting),
             Gate::Bound { pod, uid } => kind.rows.get(&pod.name).is_none_or(|row| row.uid != *uid || !row.pod().node.is_empty()),
         }
