@@ -42,7 +42,9 @@ fn root_sessions_are_carried_by_websocket_and_by_spdy() {
         assert!(output.status.success() && text(&output).contains("through the container"), "{}", text(&output));
         let mut forward = kubectl(&["port-forward", "pod/web", ":8080", "--address=127.0.0.1"]).spawn().unwrap();
         let mut line = String::new();
-        std::io::BufReader::new(forward.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // kubectl goes on writing there: it stays open.
+        let mut said = std::io::BufReader::new(forward.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
         let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).expect(&line).to_string();
         let get = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
         for _ in 0..2 {
