@@ -1,4 +1,4 @@
-//! Pure: system calls by name, as this architecture numbers them.
+//! System calls by name, as this architecture numbers them.
 
 macro_rules! numbers {
     ($into:ident, $($name:ident => $constant:ident),* $(,)?) => { $( $into.push((stringify!($name), libc::$constant as u32)); )* };
