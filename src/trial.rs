@@ -86,8 +86,9 @@ async fn deploy_sample(config: &Config, cluster: &run::Cluster) -> anyhow::Resul
     let container = statuses.first().and_then(|s| s.str_at(&["containerID"]).rsplit_once("//")).map(|(_, id)| id.to_string());
     let container = container.context("the sample's pod names no container")?;
     let url = format!("http://{}.default.svc.{}/", sample::NAME, config.cluster_domain);
-    println!("{} replicas run behind {url}", sample::REPLICAS);
-    println!("{}", first_answer(cluster, &container, &url).await?);
+    // Standard output is the command's alone.
+    eprintln!("{} replicas run behind {url}", sample::REPLICAS);
+    eprintln!("{}", first_answer(cluster, &container, &url).await?);
     Ok(())
 }
 
