@@ -2,10 +2,11 @@
 //! machine, and a machine that cannot run a node. Needs root; see `node` for how each is kept apart.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Command, Stdio};
 
 use coracle::config::instance_id;
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::image;
 use crate::node::{EXE, Node, eventually, leftovers, text};
@@ -62,11 +63,17 @@ fn root_exec_with_a_terminal() {
     let mut seen = String::new();
     let mut expect = |wanted: &str| {
         let mut buffer = [0; 4096];
-        while !seen.contains(wanted) {
+        let end = loop {
+            if let Some(at) = seen.find(wanted) {
+                break at + wanted.len();
+            }
+            let mut ready = [PollFd::new(master.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut ready, 60_000u16), Ok(1), "waiting for {wanted}: {seen}");
             let read = master.read(&mut buffer).unwrap_or_else(|e| panic!("{e} before {wanted}: {seen}"));
             seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
-        }
-        seen.clear();
+        };
+        // What came with it is the next one's.
+        seen.drain(..end);
     };
     let mut keys = std::fs::File::from(pty.master.try_clone().unwrap());
     // A prompt first: what is typed before raw mode would be echoed twice.
