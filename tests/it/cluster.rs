@@ -345,7 +345,9 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
             let line = count(name, node);
             if answered(&line) > start + 100 { Ok(line) } else { Err(line) }
         });
-        assert!(line.ends_with("answered, 0 failed"), "{name}: {line}");
+        let said = node.ok(&["logs", name]);
+        let errors: Vec<&str> = said.lines().filter(|l| !l.contains("answered")).collect();
+        assert!(line.ends_with("answered, 0 failed"), "{name}: {line}: {errors:?}");
     };
     node.ok(&["patch", "deployment", "web", "-p", r#"{"spec":{"template":{"metadata":{"annotations":{"round":"2"}}}}}"#]);
     node.ok(&["rollout", "status", "deployment/web", "--timeout=120s"]);
