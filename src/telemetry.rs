@@ -9,11 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing_subscriber::EnvFilter;
 
+/// Libraries say at `info` what only their developers act on: who wants it names them.
+const QUIET: &str = "openraft=warn,hickory_server=warn,sled=warn";
+
 /// Starts logging to standard error; called once, before anything logs.
 pub fn logs(default_level: &str) {
-    // Libraries say at `info` what only their developers act on.
-    let quiet = format!("{default_level},openraft=warn,hickory_server=warn,sled=warn");
-    let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new(quiet));
+    let asked = std::env::var("CORACLE_LOG").unwrap_or_default();
+    let filter = EnvFilter::try_new(format!("{default_level},{QUIET},{asked}")).unwrap_or_else(|error| {
+        eprintln!("CORACLE_LOG: {error}");
+        EnvFilter::new(format!("{default_level},{QUIET}"))
+    });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).with_target(true);
     // A second call (tests in one process) keeps the first subscriber.

@@ -238,13 +238,16 @@ impl Ruleset {
     }
 }
 
-/// What one transaction does, in the order the kernel accepts it. Borrows from the rulesets it came from.
+/// What turns one ruleset into another. Borrows from the rulesets it came from.
+///
+/// A chain's rules never change: others lead elsewhere, to a chain of another name. For rules take effect chain by chain,
+/// elements all at once a little later (`nf_tables_commit`); a packet between the two would follow an old element into a
+/// chain that is empty already, and leave untranslated. For the same reason chains go in a transaction after the one that
+/// takes away what led to them.
 #[derive(Debug, Default)]
 pub struct Change<'a> {
     new_sets: Vec<(&'a Name, &'a Set)>,
-    new_chains: Vec<(&'a Name, Option<Hook>)>,
-    /// Chains whose rules are replaced; true where the chain is there already and must be flushed.
-    rules: Vec<(&'a Name, &'a [Rule], bool)>,
+    new_chains: Vec<(&'a Name, &'a Chain)>,
     gone_elements: Vec<(&'a Name, &'a Key, &'a Datum)>,
     put_elements: Vec<(&'a Name, &'a Key, &'a Datum)>,
     gone_chains: Vec<&'a Name>,
@@ -252,17 +255,7 @@ pub struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    pub fn is_empty(&self) -> bool {
-        self.new_sets.is_empty()
-            && self.new_chains.is_empty()
-            && self.rules.is_empty()
-            && self.gone_elements.is_empty()
-            && self.put_elements.is_empty()
-            && self.gone_chains.is_empty()
-            && self.gone_sets.is_empty()
-    }
-
-    /// Adds what turns `old` into `new`. A changed declaration needs a new name: sets and hooks cannot change in place.
+    /// Adds what turns `old` into `new`. A changed set or chain needs a new name.
     pub fn between(&mut self, old: &'a Ruleset, new: &'a Ruleset) {
         for (name, set) in &new.sets {
             match old.sets.get(name) {
@@ -272,16 +265,8 @@ impl<'a> Change<'a> {
         }
         for (name, chain) in &new.chains {
             match old.chains.get(name) {
-                None => {
-                    self.new_chains.push((name, chain.hook));
-                    self.rules.push((name, &chain.rules, false));
-                }
-                Some(was) => {
-                    assert_eq!(was.hook, chain.hook, "chain {name} changed its hook");
-                    if was.rules != chain.rules {
-                        self.rules.push((name, &chain.rules, true));
-                    }
-                }
+                None => self.new_chains.push((name, chain)),
+                Some(was) => assert_eq!(was, chain, "chain {name} changed"),
             }
         }
         for ((set, key), datum) in &old.elements {
@@ -311,9 +296,16 @@ impl<'a> Change<'a> {
         change
     }
 
-    /// The transaction that applies this change to `table`.
-    pub fn update(&self, table: &str) -> Batch {
-        self.encode(table, Batch::begin())
+    /// The transactions that apply this change to `table`, none of them empty.
+    pub fn update(&self, table: &str) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        if !(self.new_sets.is_empty() && self.new_chains.is_empty() && self.gone_elements.is_empty() && self.put_elements.is_empty()) {
+            batches.push(self.put(table, Batch::begin()));
+        }
+        if !(self.gone_chains.is_empty() && self.gone_sets.is_empty()) {
+            batches.push(self.remove(table));
+        }
+        batches
     }
 
     /// The transaction that puts a fresh `table` with this content in the place of whatever is there, without a gap.
@@ -322,29 +314,29 @@ impl<'a> Change<'a> {
         batch.table(NEWTABLE, table);
         batch.table(DELTABLE, table);
         batch.table(NEWTABLE, table);
-        self.encode(table, batch)
+        self.put(table, batch)
     }
 
-    fn encode(&self, table: &str, mut batch: Batch) -> Batch {
+    fn put(&self, table: &str, mut batch: Batch) -> Batch {
         for (name, set) in &self.new_sets {
             batch.new_set(table, name, set);
         }
-        for (name, hook) in &self.new_chains {
-            batch.new_chain(table, name, *hook);
+        for (name, chain) in &self.new_chains {
+            batch.new_chain(table, name, chain.hook);
         }
         batch.elements(DELSETELEM, table, &self.gone_elements);
         batch.elements(NEWSETELEM, table, &self.put_elements);
-        for (chain, rules, flush) in &self.rules {
-            if *flush {
-                batch.message(DELRULE, 0, format!("flush chain {chain}"), |m| {
-                    m.string(1, table);
-                    m.string(2, chain);
-                });
-            }
-            for rule in *rules {
-                batch.new_rule(table, chain, rule);
+        for (name, chain) in &self.new_chains {
+            for rule in &chain.rules {
+                batch.new_rule(table, name, rule);
             }
         }
+        batch.end();
+        batch
+    }
+
+    fn remove(&self, table: &str) -> Batch {
+        let mut batch = Batch::begin();
         // Chains that go may name each other: empty them first.
         for name in &self.gone_chains {
             batch.message(DELRULE, 0, format!("empty chain {name}"), |m| {
@@ -1019,7 +1011,7 @@ mod tests {
         let mut change = Change::default();
         let same = part.clone();
         change.between(&part, &same);
-        assert!(change.is_empty());
+        assert!(change.update("t").is_empty());
     }
 
     #[test]
@@ -1027,8 +1019,24 @@ mod tests {
         let (old, new) = (one("a", &[1], Datum::Verdict(Verdict::Drop)), one("a", &[1], Datum::Verdict(Verdict::Accept)));
         let mut change = Change::default();
         change.between(&old, &new);
-        let batch = change.update("t");
+        let [batch] = &change.update("t")[..] else { panic!("more than one transaction") };
         assert_eq!(batch.about[1..], ["remove 1 elements of set a", "add 1 elements of set a"]);
+    }
+
+    /// A packet that found the old element must still find its chain whole.
+    #[test]
+    fn a_chain_goes_after_what_led_to_it() {
+        let to = |chain: &str| {
+            let mut part = one("a", &[1], Datum::Verdict(Verdict::Goto(chain.into())));
+            part.chains.insert(chain.into(), Chain { hook: None, rules: vec![vec![Expr::Counter]] });
+            part
+        };
+        let (old, new) = (to("three"), to("two"));
+        let mut change = Change::default();
+        change.between(&old, &new);
+        let about: Vec<_> = change.update("t").into_iter().map(|batch| batch.about[1..].to_vec()).collect();
+        let first = ["create chain two", "remove 1 elements of set a", "add 1 elements of set a", "add a rule to chain two"];
+        assert_eq!(about, [&first[..], &["empty chain three", "delete chain three"]]);
     }
 
     #[test]
@@ -1040,7 +1048,7 @@ mod tests {
         let empty = Ruleset::default();
         let mut change = Change::default();
         change.between(&empty, &part);
-        let batch = change.update("t");
+        let [batch] = &change.update("t")[..] else { panic!("more than one transaction") };
         assert!(batch.about.len() > 3, "{:?}", batch.about);
         let flags = messages(&batch.out.bytes).filter(|m| m.kind == NFT | NEWSETELEM).count();
         assert_eq!(flags, batch.about.len() - 1);

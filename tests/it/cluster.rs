@@ -339,23 +339,25 @@ spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
     }
     let count = |name: &str, node: &Node| node.until(&["logs", "--tail=1", name], |t| t.contains("answered")).trim().to_string();
     let answered = |line: &str| line.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap();
-    let goes_on = |name: &str, node: &Node| {
+    let goes_on = |name: &str, after: &str, node: &Node| {
         let start = answered(&count(name, node));
         let line = eventually("the load goes on", || {
             let line = count(name, node);
             if answered(&line) > start + 100 { Ok(line) } else { Err(line) }
         });
-        let said = node.ok(&["logs", name]);
-        let errors: Vec<&str> = said.lines().filter(|l| !l.contains("answered")).collect();
-        assert!(line.ends_with("answered, 0 failed"), "{name}: {line}: {errors:?}");
+        if !line.ends_with("answered, 0 failed") {
+            let said = node.ok(&["logs", "--timestamps", name]);
+            let errors: Vec<&str> = said.lines().filter(|l| !l.contains("answered")).collect();
+            panic!("{name}, after {after}: {line}: {errors:#?}\n{}\n{}", node.ok(&["get", "events", "-o", "yaml"]), node.log());
+        }
     };
     node.ok(&["patch", "deployment", "web", "-p", r#"{"spec":{"template":{"metadata":{"annotations":{"round":"2"}}}}}"#]);
     node.ok(&["rollout", "status", "deployment/web", "--timeout=120s"]);
-    goes_on("load", &node);
-    goes_on("load-ip", &node);
+    goes_on("load", "the rolling update", &node);
+    goes_on("load-ip", "the rolling update", &node);
     node.kill_daemon();
     node.start_daemon(&[]);
     node.wait_ready();
-    goes_on("load", &node);
-    goes_on("load-ip", &node);
+    goes_on("load", "the restart", &node);
+    goes_on("load-ip", "the restart", &node);
 }

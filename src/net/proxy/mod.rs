@@ -2,7 +2,7 @@
 //!
 //! Keyed by owner: each Service, the built-in services and the pods of this node own a fragment ([`rules`]). What changed is
 //! recomputed, whose frontends collide is settled here (first come), and all changes of one turn (at most [`TURN`]) are one
-//! kernel transaction. The first transaction waits for both lists, so that a restarted daemon never removes what it has
+//! kernel transaction, and one more where chains go. The first transaction waits for both lists, so that a restarted daemon never removes what it has
 //! not seen yet. If somebody else damages the table it is put back whole. One task owns everything.
 
 pub mod conntrack;
@@ -68,7 +68,8 @@ pub struct State {
 
 /// What one turn does.
 pub struct Turn {
-    pub batch: Option<nft::Batch>,
+    /// Transactions, one after the other.
+    pub batches: Vec<nft::Batch>,
     pub stale: Vec<Stale>,
     pub fragments: usize,
 }
@@ -235,18 +236,18 @@ impl State {
         }
         let shared = rules::shared(&self.classes.keys().copied().collect());
         let old_shared = std::mem::replace(&mut self.shared, shared);
-        let batch = if whole {
+        let batches = if whole {
             let parts = [&self.skeleton, &self.shared].into_iter().chain(self.fragments.values().map(|f| &f.rules));
-            Some(Change::whole(parts).replacement(table))
+            vec![Change::whole(parts).replacement(table)]
         } else {
             let mut change = Change::default();
             change.between(&old_shared, &self.shared);
             for (owner, before) in changed.iter().zip(&old) {
                 change.between(&before.rules, &self.fragments.get(owner).unwrap_or(&nothing).rules);
             }
-            (!change.is_empty()).then(|| change.update(table))
+            change.update(table)
         };
-        Turn { batch, stale, fragments: changed.len() }
+        Turn { batches, stale, fragments: changed.len() }
     }
 }
 
@@ -392,7 +393,7 @@ impl Proxy {
     async fn apply(&mut self) -> Option<Instant> {
         let started = Instant::now();
         let turn = self.state.turn(&self.name, self.whole);
-        let (fragments, bytes) = (turn.fragments, turn.batch.as_ref().map_or(0, nft::Batch::len));
+        let (fragments, bytes) = (turn.fragments, turn.batches.iter().map(nft::Batch::len).sum::<usize>());
         match self.commit(turn).await {
             Ok(identity) => {
                 self.identity = identity;
@@ -414,11 +415,13 @@ impl Proxy {
     }
 
     async fn commit(&self, turn: Turn) -> Result<Option<Identity>, nft::Error> {
-        let Some(batch) = turn.batch else { return Ok(self.identity) };
+        if turn.batches.is_empty() {
+            return Ok(self.identity);
+        }
         let table = self.table.clone();
         let work = move || {
             let mut table = table.lock().expect("no panic while programming");
-            table.commit(&batch)?;
+            turn.batches.iter().try_for_each(|batch| table.commit(batch))?;
             match conntrack::flush(&turn.stale) {
                 Ok(0) => {}
                 Ok(flows) => debug!(flows, "stale flows flushed"),

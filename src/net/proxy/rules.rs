@@ -286,6 +286,15 @@ struct Choice {
     local: BTreeSet<Endpoint>,
 }
 
+impl Choice {
+    fn of(&self, scope: Scope) -> &BTreeSet<Endpoint> {
+        match scope {
+            Scope::All => &self.all,
+            Scope::Local => &self.local,
+        }
+    }
+}
+
 /// Ready endpoints; if there is none, those still serving while they terminate. The same again among this node's own.
 fn choose(port: &ServicePort, slices: &[&Slice], node: &str) -> Choice {
     let mut ready = Choice::default();
@@ -470,16 +479,13 @@ impl PortBuilder<'_> {
             return;
         }
         let bank = frontend.bank(near);
-        let wanted = match scope {
-            Scope::All => &self.choice.all,
-            Scope::Local => &self.choice.local,
-        };
+        let wanted = self.choice.of(scope);
         if wanted.is_empty() {
             self.nobody(bank, frontend);
         } else if self.service.affinity_seconds.is_some() {
             let endpoints = wanted.iter().copied().take(SLOTS_MAX).collect();
             self.fragment.lists.insert((bank, frontend), List { endpoints, affine: true });
-            let verdict = Verdict::Goto(self.chain_name("pick", &format!("{scope:?}")));
+            let verdict = Verdict::Goto(self.pick_name(scope));
             self.fragment.rules.element(&bank.verdicts(), frontend.key(), Datum::Verdict(verdict));
         } else {
             let before = self.previous.lists.get(&(bank, frontend)).filter(|l| !l.affine).map_or(&[][..], |l| &l.endpoints);
@@ -524,10 +530,14 @@ impl PortBuilder<'_> {
         text.into()
     }
 
+    /// Of the chain that picks among the endpoints of `scope`: other endpoints make another chain.
+    fn pick_name(&self, scope: Scope) -> nft::Name {
+        self.chain_name("pick", &format!("{scope:?} {:?}", self.choice.of(scope)))
+    }
+
     /// One chain and one set of clients per endpoint; one chain per list that first looks for the client, then picks.
     fn affinity_chains(&mut self) {
         let timeout_ms = u64::from(self.service.affinity_seconds.expect("only called with affinity")) * 1000;
-        let lists = [(Scope::All, &self.choice.all), (Scope::Local, &self.choice.local)];
         let mut rules = Ruleset::default();
         for (ip, port) in self.choice.all.union(&self.choice.local) {
             let detail = format!("{ip}:{port}");
@@ -548,12 +558,12 @@ impl PortBuilder<'_> {
             .concat();
             rules.chains.insert(chain, Chain { hook: None, rules: vec![remember, translate] });
         }
-        for (scope, endpoints) in lists {
+        for scope in [Scope::All, Scope::Local] {
             if !self.fragment_uses(scope) {
                 continue;
             }
             let name = |what: &str, e: &Endpoint| self.chain_name(what, &format!("{}:{}", e.0, e.1));
-            let endpoints: Vec<&Endpoint> = endpoints.iter().take(SLOTS_MAX).collect();
+            let endpoints: Vec<&Endpoint> = self.choice.of(scope).iter().take(SLOTS_MAX).collect();
             let mut chain = Chain::default();
             for endpoint in &endpoints {
                 let known = Expr::In { set: name("clients", endpoint), reg: 0 };
@@ -561,14 +571,14 @@ impl PortBuilder<'_> {
                 chain.rules.push([&v4()[..], &[saddr(0), known, go]].concat());
             }
             chain.rules.push(pick(endpoints.iter().map(|e| Verdict::Goto(name("to", e))).collect()));
-            rules.chains.insert(self.chain_name("pick", &format!("{scope:?}")), chain);
+            rules.chains.insert(self.pick_name(scope), chain);
         }
         self.fragment.rules.sets.append(&mut rules.sets);
         self.fragment.rules.chains.append(&mut rules.chains);
     }
 
     fn fragment_uses(&self, scope: Scope) -> bool {
-        let goto = Datum::Verdict(Verdict::Goto(self.chain_name("pick", &format!("{scope:?}"))));
+        let goto = Datum::Verdict(Verdict::Goto(self.pick_name(scope)));
         self.fragment.rules.elements.values().any(|datum| *datum == goto)
     }
 }
