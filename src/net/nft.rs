@@ -240,10 +240,10 @@ impl Ruleset {
 
 /// What turns one ruleset into another. Borrows from the rulesets it came from.
 ///
-/// A chain's rules never change: others lead elsewhere, to a chain of another name. For rules take effect chain by chain,
-/// elements all at once a little later (`nf_tables_commit`); a packet between the two would follow an old element into a
-/// chain that is empty already, and leave untranslated. For the same reason chains go in a transaction after the one that
-/// takes away what led to them.
+/// A packet reads which generation of rules holds when it enters a base chain, and which generation of elements holds at
+/// every lookup (`nft_do_chain`, `nft_genmask_cur`): one under way during a commit may follow a new element by old rules. So
+/// a chain's rules never change, what leads elsewhere leads to a chain of another name; chains are made in a transaction
+/// before the one whose elements lead to them, and removed in one after.
 #[derive(Debug, Default)]
 pub struct Change<'a> {
     new_sets: Vec<(&'a Name, &'a Set)>,
@@ -299,11 +299,20 @@ impl<'a> Change<'a> {
     /// The transactions that apply this change to `table`, none of them empty.
     pub fn update(&self, table: &str) -> Vec<Batch> {
         let mut batches = Vec::new();
-        if !(self.new_sets.is_empty() && self.new_chains.is_empty() && self.gone_elements.is_empty() && self.put_elements.is_empty()) {
-            batches.push(self.put(table, Batch::begin()));
+        let mut transaction = |write: &dyn Fn(&mut Batch)| {
+            let mut batch = Batch::begin();
+            write(&mut batch);
+            batch.end();
+            batches.push(batch);
+        };
+        if !(self.new_sets.is_empty() && self.new_chains.is_empty()) {
+            transaction(&|batch| self.make(table, batch));
+        }
+        if !(self.gone_elements.is_empty() && self.put_elements.is_empty()) {
+            transaction(&|batch| self.lead(table, batch));
         }
         if !(self.gone_chains.is_empty() && self.gone_sets.is_empty()) {
-            batches.push(self.remove(table));
+            transaction(&|batch| self.remove(table, batch));
         }
         batches
     }
@@ -314,29 +323,32 @@ impl<'a> Change<'a> {
         batch.table(NEWTABLE, table);
         batch.table(DELTABLE, table);
         batch.table(NEWTABLE, table);
-        self.put(table, batch)
+        self.make(table, &mut batch);
+        self.lead(table, &mut batch);
+        batch.end();
+        batch
     }
 
-    fn put(&self, table: &str, mut batch: Batch) -> Batch {
+    fn make(&self, table: &str, batch: &mut Batch) {
         for (name, set) in &self.new_sets {
             batch.new_set(table, name, set);
         }
         for (name, chain) in &self.new_chains {
             batch.new_chain(table, name, chain.hook);
         }
-        batch.elements(DELSETELEM, table, &self.gone_elements);
-        batch.elements(NEWSETELEM, table, &self.put_elements);
         for (name, chain) in &self.new_chains {
             for rule in &chain.rules {
                 batch.new_rule(table, name, rule);
             }
         }
-        batch.end();
-        batch
     }
 
-    fn remove(&self, table: &str) -> Batch {
-        let mut batch = Batch::begin();
+    fn lead(&self, table: &str, batch: &mut Batch) {
+        batch.elements(DELSETELEM, table, &self.gone_elements);
+        batch.elements(NEWSETELEM, table, &self.put_elements);
+    }
+
+    fn remove(&self, table: &str, batch: &mut Batch) {
         // Chains that go may name each other: empty them first.
         for name in &self.gone_chains {
             batch.message(DELRULE, 0, format!("empty chain {name}"), |m| {
@@ -356,8 +368,6 @@ impl<'a> Change<'a> {
                 m.string(2, name);
             });
         }
-        batch.end();
-        batch
     }
 }
 
@@ -1023,9 +1033,9 @@ mod tests {
         assert_eq!(batch.about[1..], ["remove 1 elements of set a", "add 1 elements of set a"]);
     }
 
-    /// A packet that found the old element must still find its chain whole.
+    /// Whether it follows the old element or the new one, a packet finds the chain whole.
     #[test]
-    fn a_chain_goes_after_what_led_to_it() {
+    fn a_chain_is_there_before_and_after_what_leads_to_it() {
         let to = |chain: &str| {
             let mut part = one("a", &[1], Datum::Verdict(Verdict::Goto(chain.into())));
             part.chains.insert(chain.into(), Chain { hook: None, rules: vec![vec![Expr::Counter]] });
@@ -1035,8 +1045,12 @@ mod tests {
         let mut change = Change::default();
         change.between(&old, &new);
         let about: Vec<_> = change.update("t").into_iter().map(|batch| batch.about[1..].to_vec()).collect();
-        let first = ["create chain two", "remove 1 elements of set a", "add 1 elements of set a", "add a rule to chain two"];
-        assert_eq!(about, [&first[..], &["empty chain three", "delete chain three"]]);
+        let expected = [
+            ["create chain two", "add a rule to chain two"],
+            ["remove 1 elements of set a", "add 1 elements of set a"],
+            ["empty chain three", "delete chain three"],
+        ];
+        assert_eq!(about, expected);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Keyed by owner: each Service, the built-in services and the pods of this node own a fragment ([`rules`]). What changed is
 //! recomputed, whose frontends collide is settled here (first come), and all changes of one turn (at most [`TURN`]) are one
-//! kernel transaction, and one more where chains go. The first transaction waits for both lists, so that a restarted daemon never removes what it has
+//! kernel transaction, or three where chains come or go. The first transaction waits for both lists, so that a restarted daemon never removes what it has
 //! not seen yet. If somebody else damages the table it is put back whole. One task owns everything.
 
 pub mod conntrack;

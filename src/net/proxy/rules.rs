@@ -485,8 +485,8 @@ impl PortBuilder<'_> {
         } else if self.service.affinity_seconds.is_some() {
             let endpoints = wanted.iter().copied().take(SLOTS_MAX).collect();
             self.fragment.lists.insert((bank, frontend), List { endpoints, affine: true });
-            let verdict = Verdict::Goto(self.pick_name(scope));
-            self.fragment.rules.element(&bank.verdicts(), frontend.key(), Datum::Verdict(verdict));
+            let chain = self.pick_name(scope);
+            self.fragment.lead(bank, frontend, chain);
         } else {
             let before = self.previous.lists.get(&(bank, frontend)).filter(|l| !l.affine).map_or(&[][..], |l| &l.endpoints);
             let endpoints = assign(before, wanted);
@@ -584,13 +584,19 @@ impl PortBuilder<'_> {
 }
 
 impl Fragment {
+    fn lead(&mut self, bank: Bank, frontend: Frontend, chain: nft::Name) {
+        self.rules.element(&bank.verdicts(), frontend.key(), Datum::Verdict(Verdict::Goto(chain)));
+        if frontend.ip.is_some() && frontend.protocol == Protocol::Tcp {
+            self.rules.element(&"served4".into(), frontend.key(), Datum::Nothing);
+        }
+    }
+
     fn slots(&mut self, bank: Bank, frontend: Frontend, endpoints: Vec<Endpoint>) {
         let key = frontend.key();
         for (i, endpoint) in endpoints.iter().enumerate() {
             self.rules.element(&bank.slot_map(i), key.clone(), Datum::Value(endpoint_bytes(*endpoint)));
         }
-        let verdict = Verdict::Goto(bank.class_chain(endpoints.len()));
-        self.rules.element(&bank.verdicts(), key, Datum::Verdict(verdict));
+        self.lead(bank, frontend, bank.class_chain(endpoints.len()));
         self.lists.insert((bank, frontend), List { endpoints, affine: false });
     }
 }
@@ -715,6 +721,8 @@ pub fn skeleton(facts: &Facts) -> Ruleset {
     rules.sets.insert("no_endpoints4".into(), Set::vmap(address_key_type));
     rules.sets.insert("no_endpoints_nodeports4".into(), Set::vmap(Bank::Port.key()));
     rules.sets.insert("cluster_ips4".into(), Set::plain(&[Field::Ipv4]));
+    // Addresses of the cluster with endpoints, over TCP: other protocols do not send again by themselves.
+    rules.sets.insert("served4".into(), Set::plain(address_key_type));
     rules.sets.insert("hairpin4".into(), Set::plain(&[Field::Ipv4, Field::Ipv4]));
     rules.sets.insert("lb_restricted4".into(), Set::plain(address_key_type));
     let allow = Set { key: &[Field::Ipv4, Field::Proto, Field::Port, Field::Ipv4], data: Data::Nothing, interval: true, timeout_ms: None };
@@ -794,10 +802,16 @@ fn early() -> Vec<nft::Rule> {
     ]
 }
 
-/// What was dialled but belongs to nobody: a wrong port is refused, a wrong address is silent.
+/// What was dialled but belongs to nobody: a wrong port is refused, a wrong address is silent. What is here although it has
+/// endpoints met a table in change: dropped, the client's kernel sends it again; refused, its program would fail.
 fn stray(facts: &Facts) -> Vec<nft::Rule> {
+    let untranslated = [Expr::In { set: "served4".into(), reg: 0 }, Expr::Counter, drop()];
     let known = [daddr(0), Expr::In { set: "cluster_ips4".into(), reg: 0 }, goto("refuse")];
-    vec![rule(&[&is_new(), &v4(), &known]), rule(&[&is_new(), &v4(), &masked(daddr(0), &facts.service_cidr, true), &[drop()]])]
+    vec![
+        rule(&[&is_new(), &v4(), &address_key(), &untranslated]),
+        rule(&[&is_new(), &v4(), &known]),
+        rule(&[&is_new(), &v4(), &masked(daddr(0), &facts.service_cidr, true), &[drop()]]),
+    ]
 }
 
 fn masquerade(facts: &Facts) -> Vec<nft::Rule> {
