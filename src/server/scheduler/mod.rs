@@ -186,10 +186,15 @@ fn state(row: &Row, pod: &mut Value, message: String, turn: &Turn) -> Option<Not
     let mut list = pod.list_at(&["status", "conditions"]).to_vec();
     let condition = Condition::new("PodScheduled", "False", "Unschedulable", message.clone());
     let news = conditions::set(&mut list, &condition, &rfc3339(turn.now()));
-    let generation = pod.i64_at(&["metadata", "generation"]).unwrap_or(0);
-    list.iter_mut().filter(|c| c.str_at(&["type"]) == "PodScheduled").for_each(|c| c.set(&["observedGeneration"], generation));
+    observe(&mut list, "PodScheduled", pod);
     pod.set(&["status", "conditions"], list);
     news.then(|| warning(row, "FailedScheduling", message))
+}
+
+/// The condition is about the pod as it is now. No generation, no member: zero is left out on the wire.
+fn observe(conditions: &mut [Value], kind: &str, pod: &Value) {
+    let Some(generation) = pod.i64_at(&["metadata", "generation"]).filter(|g| *g > 0) else { return };
+    conditions.iter_mut().filter(|c| c.str_at(&["type"]) == kind).for_each(|c| c.set(&["observedGeneration"], generation));
 }
 
 struct Replacement {
@@ -223,6 +228,7 @@ fn disrupted(victim: &Row, turn: &Turn) -> Option<Action> {
     let text = format!("{NAME}: preempting to accommodate a higher priority pod");
     let condition = Condition::new("DisruptionTarget", "True", "PreemptionByScheduler", text);
     conditions::set(&mut list, &condition, &rfc3339(turn.now())).then(|| {
+        observe(&mut list, "DisruptionTarget", &pod);
         pod.set(&["status", "conditions"], list);
         Action::Update { resource: &PODS, subresource: "status", object: pod, then: None }
     })
