@@ -12,12 +12,12 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{Result, Status};
 use crate::api::value::Value;
 use crate::server::auth::rbac::{self, Rule};
-use crate::server::kinds::core::matches_selector;
 use crate::server::strategy::Cluster;
 use crate::value;
 
 const RBAC: &str = include_str!("bootstrap/rbac.tsv");
 const FLOW_CONTROL: &str = include_str!("bootstrap/flowcontrol.tsv");
+const API_SERVICES: &str = include_str!("bootstrap/apiservices.tsv");
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// Requests in flight at once: raft's group commit shares their fsyncs.
@@ -41,6 +41,7 @@ pub async fn run(client: &Client, cluster: &Cluster, dns: &str) -> Result<()> {
     create_all(client, rbac_objects(RBAC)).await?;
     let mut rest = priority_classes();
     rest.extend(flow_control());
+    rest.extend(api_services());
     rest.push(authentication_config(cluster));
     create_all(client, rest).await?;
     reconcile_endpoints(client, cluster).await
@@ -190,6 +191,23 @@ fn flow_control() -> Vec<Wanted> {
     wanted.collect()
 }
 
+/// What this server serves itself, for whoever asks the aggregator.
+fn api_services() -> Vec<Wanted> {
+    let wanted = rows(API_SERVICES).map(|row| {
+        let [group, version, group_priority, version_priority] = row[..] else { panic!("a row of apiservices.tsv has four columns: {row:?}") };
+        let group = if group == "-" { "" } else { group };
+        let number = |text: &str| text.parse::<i64>().expect("priorities of apiservices.tsv are numbers");
+        let mut object = value!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+            "metadata": {"name": format!("{version}.{group}"), "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
+            "spec": {"version": version, "groupPriorityMinimum": number(group_priority), "versionPriority": number(version_priority)}});
+        if !group.is_empty() {
+            object.set(&["spec", "group"], group);
+        }
+        Wanted { resource: &resource::APISERVICES, object }
+    });
+    wanted.collect()
+}
+
 fn authentication_config(cluster: &Cluster) -> Wanted {
     let object = value!({"apiVersion": "v1", "kind": "ConfigMap",
     "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
@@ -223,14 +241,14 @@ fn list(cell: &str) -> Vec<Value> {
     items.map(|s| Value::from(if s == "core" { "" } else { s })).collect()
 }
 
-/// Roles first, in the order of the table, then bindings. Aggregated roles carry the rules they will have.
+/// Roles first, in the order of the table, then bindings. What is aggregated is left to the controller.
 fn rbac_objects(table: &'static str) -> Vec<Wanted> {
     let (mut roles, mut bindings): (Vec<Value>, Vec<Wanted>) = (Vec::new(), Vec::new());
     for row in rows(table) {
         match row[..] {
             ["role", namespace, name, labels, aggregates] => {
                 let kind = if namespace == "-" { "ClusterRole" } else { "Role" };
-                let mut role = value!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "rules": []});
+                let mut role = value!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind});
                 role.set(&["metadata"], metadata(namespace, name, labels));
                 if let Some((key, value)) = aggregates.split_once('=') {
                     let mut selector = Value::map();
@@ -259,7 +277,6 @@ fn rbac_objects(table: &'static str) -> Vec<Wanted> {
             _ => panic!("a row of rbac.tsv that is neither role, rule nor binding: {row:?}"),
         }
     }
-    aggregate(&mut roles);
     let of = |role: Value| Wanted {
         resource: if role.str_at(&["kind"]) == "Role" { &resource::ROLES } else { &resource::CLUSTERROLES },
         object: role,
@@ -289,31 +306,6 @@ fn binding(namespace: &str, name: &str, role_kind: &str, role: &str, subjects: &
     }
     let resource: &'static Resource = if namespace == "-" { &resource::CLUSTERROLEBINDINGS } else { &resource::ROLEBINDINGS };
     Wanted { resource, object }
-}
-
-/// Fills `admin`, `edit` and `view` from the roles their selectors match, so that they work before any controller has run.
-/// Edit is part of admin, so this is repeated until nothing is added.
-fn aggregate(roles: &mut [Value]) {
-    loop {
-        let mut changed = false;
-        for i in 0..roles.len() {
-            let Some(selector) = roles[i].list_at(&["aggregationRule", "clusterRoleSelectors"]).first().cloned() else { continue };
-            let mut sources: Vec<&Value> = roles.iter().enumerate().filter(|(n, _)| *n != i).map(|(_, r)| r).collect();
-            sources.retain(|r| r.map_at(&["metadata", "labels"]).is_some_and(|labels| matches_selector(&selector, labels)));
-            sources.sort_by_key(|r| r.str_at(&["metadata", "name"]).to_string());
-            let mut rules: Vec<Value> = Vec::new();
-            for rule in sources.iter().flat_map(|r| r.list_at(&["rules"])) {
-                if !rules.contains(rule) {
-                    rules.push(rule.clone());
-                }
-            }
-            changed |= roles[i].list_at(&["rules"]) != rules;
-            roles[i].set(&["rules"], rules);
-        }
-        if !changed {
-            return;
-        }
-    }
 }
 
 // --- where the API server is
@@ -373,15 +365,12 @@ mod tests {
         };
         let admin = &named("ClusterRole", "cluster-admin").object;
         assert_eq!(rbac::rules(admin).len(), 2);
-        // The aggregated roles hold what they aggregate.
         let roles: Vec<&Value> = wanted.iter().map(|w| &w.object).filter(|o| o.str_at(&["kind"]).ends_with("Role")).collect();
         let bindings: Vec<&Value> = wanted.iter().map(|w| &w.object).filter(|o| o.str_at(&["kind"]).ends_with("Binding")).collect();
-        let rules = |name: &str| rbac::rules(&named("ClusterRole", name).object);
-        let (view, edit, admin) = (rules("view"), rules("edit"), rules("admin"));
-        assert!(!view.is_empty());
-        assert!(rbac::missing(&edit, &view).is_empty(), "edit includes view");
-        assert!(rbac::missing(&admin, &edit).is_empty(), "admin includes edit");
-        assert!(!rbac::missing(&view, &edit).is_empty());
+        // Every role says what it allows, or from whom it learns that.
+        for role in &roles {
+            assert_eq!(role.at(&["aggregationRule"]).is_some(), rbac::rules(role).is_empty(), "{role}");
+        }
         // Every binding names a role that is there.
         let rbac = rbac::Rbac::new(roles.into_iter(), bindings.iter().copied());
         for binding in bindings {
@@ -405,6 +394,15 @@ mod tests {
         assert_eq!(reconciled(&wanted, &better), None);
         found.set(&["metadata", "annotations", AUTOUPDATE], "false");
         assert_eq!(reconciled(&wanted, &found), None, "the user opted out");
+    }
+
+    #[test]
+    fn every_group_version_has_an_api_service() {
+        let told: std::collections::BTreeSet<String> =
+            api_services().iter().map(|w| w.object.str_at(&["metadata", "name"]).to_string()).collect();
+        // The aggregator does not stand behind itself.
+        let served = resource::ALL.iter().filter(|r| r.group != "apiregistration.k8s.io").map(|r| format!("{}.{}", r.version, r.group));
+        assert_eq!(told, served.collect());
     }
 
     #[test]

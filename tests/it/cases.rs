@@ -33,6 +33,7 @@ fn controller(folder: &str) -> Box<dyn Controller> {
         "node_lifecycle" => Box::new(controllers::node_lifecycle::NodeLifecycle),
         "resource_quota" => Box::new(controllers::resource_quota::ResourceQuotas::default()),
         "pod_gc" => Box::new(controllers::pod_gc::PodGc),
+        "cluster_role_aggregation" => Box::new(controllers::cluster_role_aggregation::ClusterRoleAggregation),
         "root_ca" => Box::new(controllers::root_ca::RootCa::new("PEM")),
         "claim_protection" => Box::new(controllers::storage_protection::CLAIMS),
         "volume_protection" => Box::new(controllers::storage_protection::VOLUMES),

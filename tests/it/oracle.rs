@@ -21,10 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use coracle::api::driver::Driver;
+use coracle::api::request::User;
 use coracle::api::time::SystemClock;
 use coracle::config::{Config, Settings};
 use coracle::pki::Pki;
-use coracle::server;
+use coracle::server::{self, controllers};
 use coracle::task::Shutdown;
 use coracle::transport::Connector;
 use coracle::transport::Port;
@@ -65,12 +67,13 @@ impl Case {
         }
     }
 
-    /// `first`: before all others, one by one; `serial`: after them; else together.
+    /// `first`: before all others, one by one; `serial`: after them; `kcm:<controller>`: then, beside that controller; else together.
     fn phase(&self) -> Phase {
         match self {
             Case::Plain(_) => Phase::First,
             Case::Scenario(s) if s.flags.iter().any(|f| f == "first") => Phase::First,
             Case::Scenario(s) if s.flags.iter().any(|f| f == "serial") => Phase::Serial,
+            Case::Scenario(s) if s.flags.iter().any(|f| f.starts_with(BESIDE)) => Phase::Beside,
             Case::Scenario(_) => Phase::Together,
         }
     }
@@ -81,7 +84,11 @@ enum Phase {
     First,
     Together,
     Serial,
+    Beside,
 }
+
+/// Flags of scenarios that need a controller beside the API server.
+const BESIDE: &str = "kcm:";
 
 /// What differed, by name; nothing for those that passed.
 type Results = BTreeMap<String, Vec<String>>;
@@ -169,8 +176,15 @@ async fn replay(cases: Vec<Case>, shown: usize, limit: usize) -> Results {
     let bench = Bench::start().await;
     let results = Arc::new(Mutex::new(Results::new()));
     let (first, rest): (Vec<Case>, Vec<Case>) = cases.into_iter().partition(|c| c.phase() == Phase::First);
-    let (together, serial): (Vec<Case>, Vec<Case>) = rest.into_iter().partition(|c| c.phase() == Phase::Together);
-    for (cases, workers) in [(first, 1), (together, WORKERS), (serial, 1)] {
+    let (together, rest): (Vec<Case>, Vec<Case>) = rest.into_iter().partition(|c| c.phase() == Phase::Together);
+    let (serial, beside): (Vec<Case>, Vec<Case>) = rest.into_iter().partition(|c| c.phase() == Phase::Serial);
+    let mut running = None;
+    for (cases, workers) in [(first, 1), (together, WORKERS), (serial, 1), (beside, WORKERS)] {
+        let flags = cases.iter().flat_map(|case| if let Case::Scenario(scenario) = case { &scenario.flags[..] } else { &[] });
+        let wanted: BTreeSet<String> = flags.filter_map(|flag| flag.strip_prefix(BESIDE)).map(str::to_string).collect();
+        if !wanted.is_empty() {
+            running = Some(bench.beside(&wanted));
+        }
         let queue = Arc::new(Mutex::new(cases.into_iter()));
         let work = (0..workers).map(|_| {
             let (queue, results, server) = (queue.clone(), results.clone(), bench.server.clone());
@@ -192,6 +206,9 @@ async fn replay(cases: Vec<Case>, shown: usize, limit: usize) -> Results {
         for worker in work.collect::<Vec<_>>() {
             worker.await.expect("a worker works to its end");
         }
+    }
+    if let Some(running) = running {
+        running.stop().await;
     }
     bench.stop().await;
     Arc::into_inner(results).expect("the workers are gone").into_inner().unwrap()
@@ -250,6 +267,15 @@ impl Bench {
             nobody: connector(None),
         };
         Bench { server: Arc::new(server), running, shutdown, _dir: dir }
+    }
+
+    /// Starts these controllers, those of them there are.
+    fn beside(&self, names: &BTreeSet<String>) -> Driver {
+        let transport = self.running.transport();
+        let clients = Arc::new(move |name: &str| coracle::api::client::Client::new(transport.clone(), User::controller(name)));
+        let mut all = controllers::all(&controllers::Config::default());
+        all.retain(|controller| names.contains(controller.name()));
+        Driver::start("controllers", clients, "generic-garbage-collector", all)
     }
 
     async fn stop(self) {

@@ -6,6 +6,7 @@
 use crate::api::controller::Controller;
 use crate::api::driver::{Clients, Driver};
 
+pub mod cluster_role_aggregation;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
@@ -37,6 +38,7 @@ pub fn all(config: &Config) -> Vec<Box<dyn Controller>> {
         Box::new(namespace::Namespaces),
         Box::new(service_account::ServiceAccounts),
         Box::new(root_ca::RootCa::new(&config.root_ca)),
+        Box::new(cluster_role_aggregation::ClusterRoleAggregation),
         Box::new(deployment::Deployments),
         Box::new(replicaset::REPLICA_SETS),
         Box::new(replicaset::REPLICATION_CONTROLLERS),
