@@ -310,21 +310,52 @@ const COUNTS_GENERATIONS: &[&str] = &[
     "validatingwebhookconfigurations",
 ];
 
-/// Resources whose updated metadata is looked at once.
-const LOOK_AT_METADATA_ONCE: &[&str] = &[
-    "csinodes",
-    "endpointslices",
-    "flowschemas",
-    "limitranges",
-    "mutatingadmissionpolicybindings",
-    "mutatingwebhookconfigurations",
-    "namespaces",
-    "persistentvolumes",
-    "poddisruptionbudgets",
-    "prioritylevelconfigurations",
-    "validatingadmissionpolicies",
-    "validatingwebhookconfigurations",
-    "volumeattachments",
+/// How often a kind looks at metadata itself once an update of it has passed the general look: as an update, and whole, as when
+/// it was created. Each look complains for itself, so that the causes of a refusal repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetadataLooks {
+    pub as_update: usize,
+    pub whole: usize,
+}
+
+/// Kinds that look otherwise than once, as an update.
+const METADATA_LOOKS: &[(&[&str], MetadataLooks)] = &[
+    (&["poddisruptionbudgets"], MetadataLooks { as_update: 0, whole: 0 }),
+    (
+        &[
+            "csinodes",
+            "endpointslices",
+            "flowschemas",
+            "limitranges",
+            "mutatingadmissionpolicies",
+            "mutatingadmissionpolicybindings",
+            "mutatingwebhookconfigurations",
+            "persistentvolumes",
+            "prioritylevelconfigurations",
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
+            "validatingwebhookconfigurations",
+            "volumeattachments",
+        ],
+        MetadataLooks { as_update: 0, whole: 1 },
+    ),
+    (
+        &[
+            "configmaps",
+            "daemonsets",
+            "namespaces",
+            "nodes",
+            "persistentvolumeclaims",
+            "pods",
+            "replicasets",
+            "replicationcontrollers",
+            "secrets",
+            "serviceaccounts",
+            "services",
+        ],
+        MetadataLooks { as_update: 1, whole: 1 },
+    ),
+    (&["clusterrolebindings", "clusterroles", "rolebindings", "roles"], MetadataLooks { as_update: 1, whole: 2 }),
 ];
 
 /// Behaviour of one group-resource. All methods but `resource` have defaults.
@@ -424,9 +455,9 @@ pub trait Strategy: Send + Sync {
     fn has_status(&self) -> bool {
         self.resource().subresource("status").is_some()
     }
-    /// Whether the kind looks at changed metadata once more, and complains once more.
-    fn looks_at_metadata_again(&self, as_: &'static Resource) -> bool {
-        !LOOK_AT_METADATA_ONCE.contains(&as_.plural)
+    fn metadata_looks(&self, as_: &'static Resource) -> MetadataLooks {
+        let known = METADATA_LOOKS.iter().find(|(plurals, _)| plurals.contains(&as_.plural));
+        known.map_or(MetadataLooks { as_update: 1, whole: 0 }, |(_, looks)| *looks)
     }
     /// PUT to a name that is not there creates it.
     fn create_on_update(&self) -> bool {
@@ -499,7 +530,7 @@ pub trait Strategy: Send + Sync {
         None
     }
     /// Kinds whose objects are made up on reading (component statuses): all of them. `None`: they are stored.
-    fn synthesize(&self, access: &dyn Access) -> Option<Vec<Value>> {
+    fn synthesize(&self, access: &dyn Access, cluster: &Cluster) -> Option<Vec<Value>> {
         None
     }
 }

@@ -550,7 +550,7 @@ fn finalizers(errors: &mut Vec<FieldError>, finalizers: &[Value], standard_only:
     }
 }
 
-/// What may not change in `ObjectMeta`. Name, namespace and uid were compared before this, with errors of their own.
+/// What may not change in `ObjectMeta`, and what is wrong with what may.
 pub fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for key in ["name", "namespace", "uid", "creationTimestamp"] {
@@ -567,6 +567,9 @@ pub fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
             errors.push(FieldError::forbidden("metadata.finalizers", why));
         }
     }
+    labels(&mut errors, "metadata.labels", new.at(&["metadata", "labels"]));
+    annotations(&mut errors, "metadata.annotations", new.at(&["metadata", "annotations"]));
+    owner_references(&mut errors, new.list_at(&["metadata", "ownerReferences"]));
     errors
 }
 

@@ -9,6 +9,7 @@ pub mod default_tolerations;
 pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
+pub mod pod_security;
 pub mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
@@ -29,6 +30,7 @@ pub fn plugins(_auth: &Arc<Auth>) -> Vec<Box<dyn Plugin>> {
         Box::new(service_account::ServiceAccount),
         Box::new(node_restriction::NodeRestriction),
         Box::new(taint_nodes::TaintNodesByCondition),
+        Box::new(pod_security::PodSecurity),
         Box::new(priority::Priority),
         Box::new(default_tolerations::DefaultTolerationSeconds),
         Box::new(default_class::DefaultStorageClass),

@@ -39,6 +39,7 @@ pub fn rows(auth: &Arc<Auth>) -> Vec<Box<dyn Strategy>> {
         Box::new(core::secrets::Secrets),
         Box::new(core::serviceaccounts::ServiceAccounts { auth: auth.clone() }),
         Box::new(core::nodes::Nodes),
+        Box::new(core::componentstatuses::ComponentStatuses),
         Box::new(core::services::Services),
         Box::new(core::events::Events),
         Box::new(coordination::Leases),

@@ -59,12 +59,18 @@ impl Pipeline {
         for attempt in 0..ATTEMPTS_MAX {
             let mut context = self.context(Operation::Create, request);
             context.name = value.str_at(&["metadata", "name"]).to_string();
-            let (object, tree, generated) = match self.attempt_create(row, &context, value.clone(), ownership).await? {
-                Attempted::Answer(tree) => {
+            let attempted = self.attempt_create(row, &context, value.clone(), ownership).await;
+            let (object, tree, generated) = match attempted {
+                // What was warned of was so, whatever else is wrong.
+                Err(status) => {
+                    warnings.append(&mut context.take_warnings());
+                    return Err(status);
+                }
+                Ok(Attempted::Answer(tree)) => {
                     warnings.append(&mut context.take_warnings());
                     return Ok(Response::Value { value: tree, code: 201 });
                 }
-                Attempted::Object { object, tree, generated } => (object, tree, generated),
+                Ok(Attempted::Object { object, tree, generated }) => (object, tree, generated),
             };
             let mut said = context.take_warnings();
             if !row.strategy.is_acted_on() && !self.cluster.is_alone {
@@ -132,8 +138,8 @@ impl Pipeline {
         strategy.canonicalize(&mut value);
         // Reading it back would.
         strategy.default(&mut value);
-        self.admit_validating(context, &value, None)?;
         strategy.warnings(context, &value, None).into_iter().for_each(|w| context.warn(w));
+        self.admit_validating(context, &value, None)?;
         if !is_stored && let Some(answer) = strategy.review(context, value.clone()) {
             return answer.await.map(|v| Attempted::Answer(self.to_answer(row, v)));
         }

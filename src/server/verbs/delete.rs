@@ -104,7 +104,7 @@ impl Pipeline {
         let options = delete_options(&request)?;
         warnings.extend(orphans(row, &request, &options));
         request.options.dry_run = options.dry_run.clone();
-        let read = Request { verb: Verb::List, options: Options { limit: None, ..request.options.clone() }, ..request.clone() };
+        let read = Request { verb: Verb::List, ..request.clone() };
         let Response::List(list) = self.list(&read)? else { return Err(Status::internal("a list answered something else")) };
         let mut items = Vec::with_capacity(list.items.len());
         for object in list.items {
@@ -117,7 +117,8 @@ impl Pipeline {
                 Err(status) => return Err(status),
             }
         }
-        Ok(Response::List(List { resource: row.resource, items, revision: list.revision, continue_token: String::new(), remaining: None }))
+        // A limit is what may go at once; the token goes on behind it.
+        Ok(Response::List(List { items, ..list }))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::server::registry::{Reader, Row};
 impl Pipeline {
     pub(in crate::server) fn get(&self, request: &Request) -> Result<Response> {
         let row = self.registry.row(request.resource);
-        if let Some(all) = row.strategy.synthesize(&*self.access) {
+        if let Some(all) = row.strategy.synthesize(&*self.access, &self.cluster) {
             return synthesized(all, &request.name)
                 .map(|value| Response::Value { value, code: 200 })
                 .ok_or_else(|| not_found(row, &request.name));

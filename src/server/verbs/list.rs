@@ -179,7 +179,7 @@ impl Pipeline {
         let row = self.registry.row(request.resource);
         check_list_options(&request.options, false)?;
         let filter = Filter::new(row, request)?;
-        if let Some(all) = row.strategy.synthesize(&*self.access) {
+        if let Some(all) = row.strategy.synthesize(&*self.access, &self.cluster) {
             return Ok(self.synthesized_list(row, all, &filter));
         }
         let prefix = Bytes::from(Reader::prefix(row.storage, &request.namespace));
@@ -293,8 +293,7 @@ fn encode_token(revision: i64, start: &str) -> String {
 
 fn decode_token(token: &str) -> std::result::Result<(i64, String), String> {
     let bad = |why: &str| format!("continue key is not valid: {why}");
-    let offset = token.bytes().position(|b| !(b.is_ascii_alphanumeric() || b == b'-' || b == b'_')).unwrap_or(token.len());
-    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| bad(&format!("illegal base64 data at input byte {offset}")))?;
+    let bytes = json::Base64::UrlUnpadded.decode(token).map_err(|at| bad(&format!("illegal base64 data at input byte {at}")))?;
     let value = json::parse(&bytes).map_err(|e| bad(&e))?;
     let version = value.str_at(&["v"]);
     if version != "meta.k8s.io/v1" {
@@ -335,6 +334,8 @@ mod tests {
             ("eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NSwic3RhcnQiOiIifQ", "encoded start key empty (version meta.k8s.io/v1)"),
             ("eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6NSwic3RhcnQiOiIuLi94In0", "../x"),
             ("==", "illegal base64 data at input byte 0"),
+            ("z", "illegal base64 data at input byte 0"),
+            ("zzz", "invalid character 'Ï' looking for beginning of value"),
         ] {
             assert_eq!(decode_token(token), Err(format!("continue key is not valid: {why}")));
         }

@@ -23,7 +23,7 @@ use crate::store::{self, Batch, Check, Expect, Put};
 
 use super::pipeline::Pipeline;
 use super::registry::Row;
-use super::strategy::{Context, Effect, NameRule, Strategy};
+use super::strategy::{Context, Effect, MetadataLooks, NameRule, Strategy};
 use super::validation;
 
 /// How often a write is tried anew when others get in between.
@@ -405,17 +405,15 @@ pub(in crate::server) fn wrong_uid(resource: &Resource, place: (&str, &str), sen
     Status::conflict(resource, name, &why)
 }
 
-/// What is wrong with the change of an object's metadata. Upstream looks in general and, for most kinds, again, and says so
-/// twice in the causes.
-fn metadata_update_errors(row: &Row, twice: bool, new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = validation::metadata_update(new, old);
-    if matches!(row.strategy.name_rule(), NameRule::Unchecked) {
-        return errors;
-    }
-    validation::labels(&mut errors, "metadata.labels", new.at(&["metadata", "labels"]));
-    validation::annotations(&mut errors, "metadata.annotations", new.at(&["metadata", "annotations"]));
-    if twice {
-        errors.extend(errors.clone());
+/// What is wrong with the change of an object's metadata: the general look at every kind, then the kind's own.
+fn metadata_update_errors(row: &Row, looks: MetadataLooks, new: &Value, old: &Value) -> Vec<FieldError> {
+    let namespaced = row.resource.namespaced;
+    let mut errors = validation::metadata(new, NameRule::Unchecked, namespaced);
+    let as_update = validation::metadata_update(new, old);
+    errors.extend(as_update.iter().cycle().take(as_update.len() * (1 + looks.as_update)).cloned());
+    if looks.whole > 0 {
+        let whole = validation::metadata(new, row.strategy.name_rule(), namespaced);
+        errors.extend(whole.iter().cycle().take(whole.len() * looks.whole).cloned());
     }
     errors
 }

@@ -122,9 +122,17 @@ impl Pipeline {
             }
             let context = self.context(Operation::Update, request);
             let old_tree = old.value();
-            let value = self.attempt_update(row, &context, wanted.value, wanted.ownership, &old_tree)?;
+            let attempted = self.attempt_update(row, &context, wanted.value, wanted.ownership, &old_tree);
             let mut said = std::mem::take(&mut wanted.warnings);
             said.append(&mut context.take_warnings());
+            // What was warned of was so, whatever else is wrong.
+            let value = match attempted {
+                Ok(value) => value,
+                Err(status) => {
+                    warnings.append(&mut said);
+                    return Err(status);
+                }
+            };
             if !row.strategy.is_acted_on() && !self.cluster.is_alone {
                 said.push(not_acted_on(row));
             }
@@ -159,8 +167,12 @@ impl Pipeline {
             }
             _ => strategy.prepare_subresource_update(context, &mut value, old)?,
         }
-        let twice = strategy.looks_at_metadata_again(context.resource);
-        let mut errors = super::metadata_update_errors(row, twice, &value, old);
+        // The kind's rules for subresources have no eye for the whole of it.
+        let mut looks = strategy.metadata_looks(context.resource);
+        if !matches!(context.subresource.as_str(), "" | "scale") {
+            looks.whole = 0;
+        }
+        let mut errors = super::metadata_update_errors(row, looks, &value, old);
         errors.extend(match context.subresource.as_str() {
             "" | "scale" => strategy.validate_update(context, &value, old),
             _ if is_status => strategy.validate_status_update(context, &value, old),
@@ -177,8 +189,8 @@ impl Pipeline {
         {
             value.set(&["metadata", "managedFields"], kept.clone());
         }
-        self.admit_validating(context, &value, Some(old))?;
         strategy.warnings(context, &value, Some(old)).into_iter().for_each(|w| context.warn(w));
+        self.admit_validating(context, &value, Some(old))?;
         Ok(value)
     }
 

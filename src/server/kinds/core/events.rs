@@ -5,7 +5,7 @@ use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
 use crate::server::cursor;
-use crate::server::strategy::{Column, Context, NameRule, Propagation, Selectable, Strategy};
+use crate::server::strategy::{Column, Context, MetadataLooks, NameRule, Propagation, Selectable, Strategy};
 use crate::server::{table, validation};
 
 pub struct Events;
@@ -129,8 +129,9 @@ impl Strategy for Events {
     fn row(&self, event: &Value, now: Time) -> Vec<Value> {
         row(event, now)
     }
-    fn looks_at_metadata_again(&self, as_: &'static Resource) -> bool {
-        !as_.group.is_empty()
+    /// Those of `events.k8s.io` look as an update does among their rules.
+    fn metadata_looks(&self, _: &'static Resource) -> MetadataLooks {
+        MetadataLooks { as_update: 0, whole: 0 }
     }
     fn propagation(&self, _: &'static Resource) -> Propagation {
         Propagation::Unsupported

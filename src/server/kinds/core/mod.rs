@@ -1,7 +1,9 @@
 //! The core group: pods, nodes, namespaces and what they hold.
 
 pub mod amounts;
+pub mod app_armor;
 pub mod claims;
+pub mod componentstatuses;
 pub mod configmaps;
 pub mod events;
 pub mod namespaces;

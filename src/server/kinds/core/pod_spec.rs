@@ -7,7 +7,7 @@ use crate::api::quantity::Quantity;
 use crate::api::status::FieldError;
 use crate::api::value::{Map, Value};
 use crate::server::cursor::{self, At};
-use crate::server::kinds::core::{amounts, pod_env, pod_security, volumes as sources};
+use crate::server::kinds::core::{amounts, app_armor, pod_env, pod_security, volumes as sources};
 use crate::server::validation::{self as check, invalid, invalid_number, non_negative, one_of};
 use crate::value;
 
@@ -18,6 +18,7 @@ const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 /// A new pod.
 pub fn pod(pod: &Value) -> Errors {
     let mut errors = any_pod(pod);
+    app_armor::must_agree(&mut errors, pod);
     if !pod.list_at(&["spec", "ephemeralContainers"]).is_empty() {
         errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
     }
@@ -33,6 +34,7 @@ pub fn any_pod(pod: &Value) -> Errors {
     let empty = Value::map();
     let body = pod.get("spec").unwrap_or(&empty);
     annotations(&mut errors, pod);
+    app_armor::validate(&mut errors, pod);
     spec(&mut errors, "spec", body);
     if body.str_at(&["serviceAccountName"]).is_empty() {
         for (v, volume) in body.list_at(&["volumes"]).iter().enumerate() {

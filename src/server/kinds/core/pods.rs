@@ -1,6 +1,6 @@
 //! Pods: everything the API server knows about them but their defaults (`pod_defaults`), spec rules (`pod_spec`) and QoS.
 
-use super::{pod_defaults, pod_update, qos};
+use super::{app_armor, pod_defaults, pod_update, qos};
 use crate::api::client::Future;
 use crate::api::object::Object;
 use crate::api::request::{Response, User};
@@ -63,6 +63,7 @@ impl Strategy for Pods {
         }
         merge_match_label_keys(object);
         pod_defaults::drop_disabled(object.make_map(&["spec"]));
+        app_armor::from_annotations(context, object);
         Ok(())
     }
     fn prepare_update(&self, _: &Context, new: &mut Value, old: &Value) -> Result<()> {
