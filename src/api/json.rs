@@ -911,22 +911,79 @@ fn round_to_milli(text: &mut String) {
     }
 }
 
-/// Standard base64 as Go reads it: line breaks are skipped. The error is Go's offset.
+/// The two ways upstream writes bytes as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base64 {
+    /// `+` and `/`, padded with `=`.
+    Standard,
+    /// `-` and `_`, without padding.
+    UrlUnpadded,
+}
+
+/// Standard base64 as Go reads it. The error is Go's offset.
 pub fn decode_base64(text: &str) -> Result<Vec<u8>, usize> {
-    if let Ok(bytes) = STANDARD.decode(text) {
-        return Ok(bytes);
+    STANDARD.decode(text).or_else(|_| Base64::Standard.decode(text))
+}
+
+impl Base64 {
+    fn digit(self, byte: u8) -> Option<u8> {
+        match (byte, self) {
+            (b'A'..=b'Z', _) => Some(byte - b'A'),
+            (b'a'..=b'z', _) => Some(byte - b'a' + 26),
+            (b'0'..=b'9', _) => Some(byte - b'0' + 52),
+            (b'+', Base64::Standard) | (b'-', Base64::UrlUnpadded) => Some(62),
+            (b'/', Base64::Standard) | (b'_', Base64::UrlUnpadded) => Some(63),
+            _ => None,
+        }
     }
-    let engine = base64::engine::GeneralPurpose::new(
-        &base64::alphabet::STANDARD,
-        base64::engine::GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
-    );
-    let kept: Vec<(usize, u8)> = text.bytes().enumerate().filter(|(_, b)| !matches!(b, b'\r' | b'\n')).collect();
-    let bytes: Vec<u8> = kept.iter().map(|(_, b)| *b).collect();
-    let offset = |i: usize| kept.get(i).map_or(text.len(), |(at, _)| *at);
-    engine.decode(&bytes).map_err(|error| match error {
-        base64::DecodeError::InvalidByte(i, _) | base64::DecodeError::InvalidLastSymbol(i, _) => offset(i),
-        base64::DecodeError::InvalidLength(_) | base64::DecodeError::InvalidPadding => text.len(),
-    })
+
+    /// As Go reads it: line breaks are skipped, bits left over are ignored, and the error is the offset Go would name.
+    pub fn decode(self, text: &str) -> Result<Vec<u8>, usize> {
+        let text = text.as_bytes();
+        let mut out = Vec::with_capacity(text.len() / 4 * 3 + 2);
+        let mut at = 0;
+        let skip_breaks = |at: usize| at + text[at..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        loop {
+            // A quantum: up to four digits.
+            let (mut bits, mut digits, mut ended) = (0u32, 0usize, false);
+            while digits < 4 && !ended {
+                let Some(&byte) = text.get(at) else {
+                    match (digits, self) {
+                        (0, _) => return Ok(out),
+                        (1, _) | (_, Base64::Standard) => return Err(at - digits),
+                        (_, Base64::UrlUnpadded) => ended = true,
+                    }
+                    continue;
+                };
+                at += 1;
+                match (self.digit(byte), byte) {
+                    (Some(digit), _) => (bits, digits) = (bits << 6 | u32::from(digit), digits + 1),
+                    (None, b'\r' | b'\n') => {}
+                    (None, b'=') if self == Base64::Standard && digits >= 2 => {
+                        if digits == 2 {
+                            at = skip_breaks(at);
+                            match text.get(at) {
+                                Some(b'=') => at += 1,
+                                Some(_) => return Err(at - 1),
+                                None => return Err(text.len()),
+                            }
+                        }
+                        at = skip_breaks(at);
+                        if at < text.len() {
+                            return Err(at);
+                        }
+                        ended = true;
+                    }
+                    (None, _) => return Err(at - 1),
+                }
+            }
+            let whole = (bits << (6 * (4 - digits))).to_be_bytes();
+            out.extend_from_slice(&whole[1..digits.max(1)]);
+            if ended {
+                return Ok(out);
+            }
+        }
+    }
 }
 
 /// A byte as Go's syntax errors show it.

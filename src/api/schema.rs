@@ -423,6 +423,8 @@ impl Table {
         let by_name: HashMap<_, _> = refs().map(|(r, t)| (t.name, r)).collect();
         let split = |api_version: &'static str| api_version.split_once('/').unwrap_or(("", api_version));
         let by_kind = refs().flat_map(|(r, t)| t.kinds.iter().map(move |(v, kind)| ((split(v).0, split(v).1, *kind), r))).collect();
+        // The core group, without a name, comes first.
+        group_versions.sort_by_key(|v| split(v));
         let props = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
         let object_meta = by_name["io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"];
         Table { schema_props: by_name[props], object_meta, group_versions, by_name, by_kind, types: heads }

@@ -85,11 +85,11 @@ impl Encoder<'_> {
     fn view_of(&self, stored: &Value, shown: Value) -> Value {
         match self.accepted.view {
             View::Plain | View::Discovery => shown,
-            View::Partial(version) => table::partial(&shown, version),
+            View::Partial(version) => table::partial(stored, version),
             View::PartialList(version) => {
                 let mut list =
                     crate::value!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {}});
-                list.set(&["items"], Value::List(vec![table::partial(&shown, version)]));
+                list.set(&["items"], Value::List(vec![table::partial(stored, version)]));
                 list
             }
             View::Table(version) => {

@@ -145,6 +145,7 @@ fn openapi_document(head: &Head<'_>, path: &str) -> Response<ResponseBody> {
     let asked = head.query.iter().find(|(k, _)| k == "hash").map_or("", |(_, v)| v.as_str());
     let mut response = if !asked.is_empty() && asked != hash {
         let mut response = status_only(http::StatusCode::MOVED_PERMANENTLY);
+        set(response.headers_mut(), "content-type", media);
         set(response.headers_mut(), "location", &format!("/openapi/v3/{path}?hash={hash}"));
         response
     } else if head.if_none_match == etag {

@@ -40,19 +40,19 @@ fn definition(column: &Column) -> Value {
     crate::value!({"name": column.name, "type": column.type_, "format": column.format, "description": column.description, "priority": priority})
 }
 
-/// One row; `object` is a tree of the storage version for the cells, `shown` of the served one.
+/// One row; `object` is a tree of the storage version, of which cells and metadata are, `shown` of the served one.
 pub fn row(strategy: &dyn Strategy, object: &Value, shown: &Value, include: Include, version: &str, now: Time) -> Value {
-    row_of(strategy.row(object, now), shown, include, version)
+    row_of(strategy.row(object, now), object, shown, include, version)
 }
 
-fn row_of(cells: Vec<Value>, shown: &Value, include: Include, version: &str) -> Value {
+fn row_of(cells: Vec<Value>, object: &Value, shown: &Value, include: Include, version: &str) -> Value {
     let mut row = Value::map();
     row.set(&["cells"], Value::List(cells));
     match include {
         Include::None => {
             row.set(&["object"], Value::Null);
         }
-        Include::Metadata => row.set(&["object"], partial(shown, version)),
+        Include::Metadata => row.set(&["object"], partial(object, version)),
         Include::Object => row.set(&["object"], shown.clone()),
     }
     row
@@ -85,7 +85,7 @@ pub fn of_scale(scale: &Value, include: Include, version: &str, now: Time) -> Va
         vec![scale.str_at(&["metadata", "name"]).into(), count("spec").into(), count("status").into(), age(scale, now).into()];
     let metadata = crate::value!({"resourceVersion": scale.str_at(&["metadata", "resourceVersion"])});
     let mut table = table(version, metadata, Some(COLUMNS));
-    table.set(&["rows"], Value::List(vec![row_of(cells, scale, include, version)]));
+    table.set(&["rows"], Value::List(vec![row_of(cells, scale, scale, include, version)]));
     table
 }
 

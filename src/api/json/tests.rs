@@ -147,3 +147,29 @@ fn conform_is_idempotent() {
     assert!(conform(pod(), &mut tree).unwrap().is_empty());
     assert_eq!(tree, again);
 }
+
+#[test]
+fn base64_is_read_as_go_reads_it() {
+    let whole = |text: &str| Ok(text.as_bytes().to_vec());
+    for (text, wanted) in [
+        ("", whole("")),
+        ("YQ==", whole("a")),
+        ("YWI=", whole("ab")),
+        ("Y\nW\r\nJj", whole("abc")),
+        ("YR==", whole("a")),
+        ("1", Err(0)),
+        ("YWJj1", Err(4)),
+        ("YQ", Err(0)),
+        ("YQ=", Err(3)),
+        ("YQ=a", Err(2)),
+        ("YQ==YQ==", Err(4)),
+        ("Y!", Err(1)),
+        ("=", Err(0)),
+        ("YW-j", Err(2)),
+    ] {
+        assert_eq!(Base64::Standard.decode(text), wanted, "{text:?}");
+    }
+    for (text, wanted) in [("YQ", whole("a")), ("YWI", whole("ab")), ("--__", Ok(vec![0xfb, 0xef, 0xff])), ("YQ==", Err(2)), ("Y", Err(0))] {
+        assert_eq!(Base64::UrlUnpadded.decode(text), wanted, "{text:?}");
+    }
+}

@@ -205,10 +205,10 @@ fn to_v1(object: &mut Value) {
         object.set(&["spec", "targetCPUUtilizationPercentage"], percent);
     }
     if !metrics.is_empty() {
-        annotations.insert(METRICS, Value::List(metrics.into_iter().map(metric_to_v1).collect()).to_string());
+        annotations.insert(METRICS, written(&Value::List(metrics.into_iter().map(metric_to_v1).collect())));
     }
     if let Some(behavior) = object.remove(&["spec", "behavior"]).filter(|v| !v.is_null()) {
-        annotations.insert(BEHAVIOR, upper_keys(behavior).to_string());
+        annotations.insert(BEHAVIOR, written(&upper_keys(whole_behavior(behavior))));
     }
     if let Some(Value::List(mut statuses)) = object.remove(&["status", "currentMetrics"]) {
         if let Some(i) = statuses.iter().position(|m| is_cpu(m, "current")) {
@@ -217,11 +217,11 @@ fn to_v1(object: &mut Value) {
             object.set(&["status", "currentCPUUtilizationPercentage"], percent);
         }
         if !statuses.is_empty() {
-            annotations.insert(CURRENT_METRICS, Value::List(statuses.into_iter().map(status_to_v1).collect()).to_string());
+            annotations.insert(CURRENT_METRICS, written(&Value::List(statuses.into_iter().map(status_to_v1).collect())));
         }
     }
     if let Some(conditions) = object.remove(&["status", "conditions"]).filter(|v| !v.is_null()) {
-        annotations.insert(CONDITIONS, conditions.to_string());
+        annotations.insert(CONDITIONS, written(&conditions));
     }
     for count in ["currentReplicas", "desiredReplicas"] {
         object.make_map(&["status"]).insert_default(count, 0);
@@ -229,6 +229,43 @@ fn to_v1(object: &mut Value) {
     if !annotations.is_empty() {
         object.set(&["metadata", "annotations"], annotations);
     }
+}
+
+/// The members of everything in the annotations, in the order upstream's types have them; no two disagree.
+#[rustfmt::skip]
+const WRITTEN_ORDER: [&str; 39] = [
+    "type", "status", "lastTransitionTime", "reason", "message", "object", "pods", "resource", "containerResource", "external", "target",
+    "kind", "name", "apiVersion", "metricName", "metricSelector", "targetValue", "currentValue", "targetAverageUtilization",
+    "currentAverageUtilization", "targetAverageValue", "currentAverageValue", "selector", "averageValue", "container", "matchLabels",
+    "matchExpressions", "key", "operator", "values", "ScaleUp", "ScaleDown", "StabilizationWindowSeconds", "SelectPolicy", "Policies",
+    "Tolerance", "Type", "Value", "PeriodSeconds",
+];
+
+/// JSON with members in that order.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Map(map) => {
+            let mut members: Vec<(&str, &Value)> = map.iter().collect();
+            members.sort_by_key(|(key, _)| WRITTEN_ORDER.iter().position(|k| k == key));
+            // Labels are no members.
+            let text = |key: &str, v: &Value| if key == "matchLabels" { v.to_string() } else { written(v) };
+            let all: Vec<String> = members.iter().map(|(key, v)| format!("{}:{}", Value::from(*key), text(key, v))).collect();
+            format!("{{{}}}", all.join(","))
+        }
+        Value::List(list) => format!("[{}]", list.iter().map(written).collect::<Vec<_>>().join(",")),
+        other => other.to_string(),
+    }
+}
+
+/// Upstream writes the internal type, which leaves nothing out.
+fn whole_behavior(mut behavior: Value) -> Value {
+    for direction in ["scaleUp", "scaleDown"] {
+        let rules = behavior.make_map(&[direction]);
+        for member in ["stabilizationWindowSeconds", "selectPolicy", "policies", "tolerance"] {
+            rules.insert_default(member, Value::Null);
+        }
+    }
+    behavior
 }
 
 /// Moves `from` to `to` within a map, if it is there.

@@ -169,22 +169,36 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, kind: &str) {
     } else if many[0] != one {
         errors.push(FieldError::invalid("spec.clusterIPs", list(), "first value must match `clusterIP`"));
     }
+    let before = errors.len();
+    for (i, ip) in many.iter().enumerate() {
+        match (i, *ip) {
+            (0, "None") if many.len() > 1 => {
+                errors.push(FieldError::invalid("spec.clusterIPs", list(), "'None' must be the first and only value"));
+            }
+            (0, "None") => {}
+            (i, ip) => invalid(errors, &format!("spec.clusterIPs[{i}]"), ip, address(ip)),
+        }
+    }
+    let are_addresses = errors.len() == before;
     if many.len() > 2 {
         errors.push(FieldError::invalid("spec.clusterIPs", list(), "may only hold up to 2 values"));
+    }
+    // Families can be told of addresses only.
+    if !are_addresses {
         return;
     }
-    if many.contains(&"None") && many.len() > 1 {
-        errors.push(FieldError::invalid("spec.clusterIPs", list(), "'None' must be the first and only value"));
-    }
-    for (i, ip) in many.iter().enumerate().filter(|(_, ip)| **ip != "None") {
-        invalid(errors, &format!("spec.clusterIPs[{i}]"), ip, address(ip));
-    }
-    let parsed: Vec<IpAddr> = many.iter().filter_map(|ip| ip.parse().ok()).collect();
-    if let [a, b] = parsed[..]
-        && a.is_ipv4() == b.is_ipv4()
-    {
+    let parsed: Vec<(&str, &str)> =
+        many.iter().filter_map(|text| Some((*text, if text.parse::<IpAddr>().ok()?.is_ipv4() { "IPv4" } else { "IPv6" }))).collect();
+    if parsed.len() > 1 && parsed.iter().all(|(_, family)| *family == parsed[0].1) {
         let why = "may specify no more than one IP for each IP family, i.e. at most one IPv4 and at most one IPv6 address";
         errors.push(FieldError::invalid("spec.clusterIPs", list(), why));
+    }
+    let families = spec.list_at(&["ipFamilies"]).iter().filter_map(Value::as_str);
+    for (i, ((ip, is), wanted)) in parsed.iter().zip(families).enumerate() {
+        if matches!(wanted, "IPv4" | "IPv6") && *is != wanted {
+            let why = format!("expected an {wanted} value as indicated by `ipFamilies[{i}]`");
+            errors.push(FieldError::invalid(format!("spec.clusterIPs[{i}]"), *ip, why));
+        }
     }
 }
 
