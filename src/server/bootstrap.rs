@@ -194,7 +194,9 @@ fn flow_control() -> Vec<Wanted> {
 /// What this server serves itself, for whoever asks the aggregator.
 fn api_services() -> Vec<Wanted> {
     let wanted = rows(API_SERVICES).map(|row| {
-        let [group, version, group_priority, version_priority] = row[..] else { panic!("a row of apiservices.tsv has four columns: {row:?}") };
+        let [group, version, group_priority, version_priority] = row[..] else {
+            panic!("a row of apiservices.tsv has four columns: {row:?}")
+        };
         let group = if group == "-" { "" } else { group };
         let number = |text: &str| text.parse::<i64>().expect("priorities of apiservices.tsv are numbers");
         let mut object = value!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",

@@ -169,7 +169,8 @@ fn base64_is_read_as_go_reads_it() {
     ] {
         assert_eq!(Base64::Standard.decode(text), wanted, "{text:?}");
     }
-    for (text, wanted) in [("YQ", whole("a")), ("YWI", whole("ab")), ("--__", Ok(vec![0xfb, 0xef, 0xff])), ("YQ==", Err(2)), ("Y", Err(0))] {
+    for (text, wanted) in [("YQ", whole("a")), ("YWI", whole("ab")), ("--__", Ok(vec![0xfb, 0xef, 0xff])), ("YQ==", Err(2)), ("Y", Err(0))]
+    {
         assert_eq!(Base64::UrlUnpadded.decode(text), wanted, "{text:?}");
     }
 }

@@ -49,9 +49,9 @@ impl Plugin for PodSecurity {
 fn template(group: &str, plural: &str) -> Option<&'static [&'static str]> {
     match (group, plural) {
         ("", "podtemplates") => Some(&["template"]),
-        ("", "replicationcontrollers")
-        | ("apps", "replicasets" | "deployments" | "statefulsets" | "daemonsets")
-        | ("batch", "jobs") => Some(&["spec", "template"]),
+        ("", "replicationcontrollers") | ("apps", "replicasets" | "deployments" | "statefulsets" | "daemonsets") | ("batch", "jobs") => {
+            Some(&["spec", "template"])
+        }
         ("batch", "cronjobs") => Some(&["spec", "jobTemplate", "spec", "template"]),
         _ => None,
     }
@@ -236,12 +236,17 @@ mod tests {
     #[test]
     fn labels() {
         assert_eq!(of(Map::new().into()), (Policy { enforce: FREE, warn: FREE }, Vec::new()));
-        let (policy, errors) = of(value!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted",
-            "pod-security.kubernetes.io/warn-version": "v1.30"}));
-        assert_eq!((policy.enforce.to_string(), policy.warn.to_string(), errors), ("baseline:latest".into(), "restricted:v1.30".into(), Vec::new()));
-        // Open where nothing is lost by it, shut where something is.
         let (policy, errors) =
-            of(value!({"pod-security.kubernetes.io/enforce": "x", "pod-security.kubernetes.io/audit": "y", "pod-security.kubernetes.io/warn": "z"}));
+            of(value!({"pod-security.kubernetes.io/enforce": "baseline", "pod-security.kubernetes.io/warn": "restricted",
+            "pod-security.kubernetes.io/warn-version": "v1.30"}));
+        assert_eq!(
+            (policy.enforce.to_string(), policy.warn.to_string(), errors),
+            ("baseline:latest".into(), "restricted:v1.30".into(), Vec::new())
+        );
+        // Open where nothing is lost by it, shut where something is.
+        let (policy, errors) = of(
+            value!({"pod-security.kubernetes.io/enforce": "x", "pod-security.kubernetes.io/audit": "y", "pod-security.kubernetes.io/warn": "z"}),
+        );
         assert_eq!((policy.enforce.level, policy.warn.level, errors.len()), (Level::Restricted, Level::Privileged, 3));
     }
 

@@ -49,8 +49,7 @@ fn aggregated(own: &Row, selectors: &[Value], world: &World) -> Vec<Value> {
     let mut rules: Vec<Value> = Vec::new();
     for selector in selectors {
         let selector = Selector::of(Some(selector));
-        let mut sources: Vec<_> =
-            world.all(&CLUSTERROLES).filter(|row| row.name != own.name && selector.matches(&row.labels)).collect();
+        let mut sources: Vec<_> = world.all(&CLUSTERROLES).filter(|row| row.name != own.name && selector.matches(&row.labels)).collect();
         sources.sort_by(|a, b| a.name.name.cmp(&b.name.name));
         for rule in sources.iter().flat_map(|row| row.value().list_at(&["rules"]).to_vec()) {
             if !rules.contains(&rule) {

@@ -478,15 +478,13 @@ fn capabilities_restricted(pod: &Pod) -> Option<Violation> {
         dropped.iter().any(|name| name.as_str() == Some("ALL"))
     };
     let keeping = pod.named(|c| !drops_all(c));
-    let keeps =
-        (!keeping.is_empty()).then(|| format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", containers(&keeping)));
+    let keeps = (!keeping.is_empty()).then(|| format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", containers(&keeping)));
     let all: Vec<String> = keeps.into_iter().chain(added(pod, &["NET_BIND_SERVICE"])).collect();
     if all.is_empty() { None } else { found("unrestricted capabilities", all.join("; ")) }
 }
 
 fn restricted_volumes(pod: &Pod) -> Option<Violation> {
-    const ALLOWED: [&str; 8] =
-        ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+    const ALLOWED: [&str; 8] = ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
     const NAMED: [&str; 21] = [
         "hostPath",
         "gcePersistentDisk",
@@ -572,7 +570,11 @@ mod tests {
         assert!(CHECKS.is_sorted_by_key(|check| (check.level, check.id)));
         for check in CHECKS {
             assert!(check.rules.is_sorted_by_key(|(since, _)| *since), "{}", check.id);
-            assert!(check.replaces.is_empty() || CHECKS.iter().any(|other| other.id == check.replaces && other.level < check.level), "{}", check.id);
+            assert!(
+                check.replaces.is_empty() || CHECKS.iter().any(|other| other.id == check.replaces && other.level < check.level),
+                "{}",
+                check.id
+            );
         }
     }
 
@@ -614,7 +616,8 @@ mod tests {
             runAsNonRoot != true (pod or containers \"a\", \"b\" must set securityContext.runAsNonRoot=true), \
             seccompProfile (pod or containers \"a\", \"b\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")";
         let two = of(value!({"containers": [{"name": "b"}], "initContainers": [{"name": "a"}]}));
-        let rooted = of(value!({"hostUsers": false, "containers": [{"name": "c", "securityContext": {"runAsUser": 0, "procMount": "Unmasked",
+        let rooted =
+            of(value!({"hostUsers": false, "containers": [{"name": "c", "securityContext": {"runAsUser": 0, "procMount": "Unmasked",
             "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "Localhost"}}}]}));
         let unmasked = "procMount (container \"c\" must not set securityContext.procMount to \"Unmasked\")";
         for (standard, pod, wanted) in [
@@ -622,33 +625,53 @@ mod tests {
             ("baseline:latest", two.clone(), ""),
             ("restricted:latest", two, plain),
             ("restricted:v1.99", one(confined.clone()), ""),
-            ("restricted:latest", confined_and("runAsNonRoot", false.into()),
-                "runAsNonRoot != true (container \"c\" must not set securityContext.runAsNonRoot=false)"),
+            (
+                "restricted:latest",
+                confined_and("runAsNonRoot", false.into()),
+                "runAsNonRoot != true (container \"c\" must not set securityContext.runAsNonRoot=false)",
+            ),
             ("restricted:v1.22", confined_and("runAsUser", 0.into()), ""),
             ("restricted:v1.23", confined_and("runAsUser", 0.into()), "runAsUser=0 (container \"c\" must not set runAsUser=0)"),
-            ("restricted:v1.34", rooted.clone(), &format!("{unmasked}, runAsNonRoot != true (pod or container \"c\" must set \
-                securityContext.runAsNonRoot=true), runAsUser=0 (container \"c\" must not set runAsUser=0)")),
+            (
+                "restricted:v1.34",
+                rooted.clone(),
+                &format!(
+                    "{unmasked}, runAsNonRoot != true (pod or container \"c\" must set \
+                securityContext.runAsNonRoot=true), runAsUser=0 (container \"c\" must not set runAsUser=0)"
+                ),
+            ),
             ("restricted:v1.35", rooted.clone(), unmasked),
             ("baseline:v1.35", rooted, ""),
             ("baseline:latest", one(value!({"seLinuxOptions": {"type": "container_engine_t"}})), ""),
-            ("baseline:v1.30", one(value!({"seLinuxOptions": {"type": "container_engine_t", "role": "r"}})),
-                "seLinuxOptions (container \"c\" set forbidden securityContext.seLinuxOptions: type \"container_engine_t\"; role may not be set)"),
+            (
+                "baseline:v1.30",
+                one(value!({"seLinuxOptions": {"type": "container_engine_t", "role": "r"}})),
+                "seLinuxOptions (container \"c\" set forbidden securityContext.seLinuxOptions: type \"container_engine_t\"; role may not be set)",
+            ),
             ("baseline:v1.28", sysctl("net.ipv4.tcp_fin_timeout"), "forbidden sysctls (net.ipv4.tcp_fin_timeout)"),
             ("baseline:v1.29", sysctl("net.ipv4.tcp_fin_timeout"), ""),
             ("baseline:v1.31", sysctl("net.ipv4.tcp_rmem"), "forbidden sysctls (net.ipv4.tcp_rmem)"),
             ("baseline:latest", volume("hostPath"), "hostPath volumes (volume \"v\")"),
-            ("restricted:latest", volume("hostPath"),
-                "restricted volume types (volume \"v\" uses restricted volume type \"hostPath\")"),
+            ("restricted:latest", volume("hostPath"), "restricted volume types (volume \"v\" uses restricted volume type \"hostPath\")"),
             ("restricted:latest", volume("image"), "restricted volume types (volume \"v\" uses restricted volume type \"unknown\")"),
-            ("baseline:v1.18", annotated("seccomp.security.alpha.kubernetes.io/pod", "unconfined"),
-                "seccompProfile (forbidden annotation seccomp.security.alpha.kubernetes.io/pod=\"unconfined\")"),
+            (
+                "baseline:v1.18",
+                annotated("seccomp.security.alpha.kubernetes.io/pod", "unconfined"),
+                "seccompProfile (forbidden annotation seccomp.security.alpha.kubernetes.io/pod=\"unconfined\")",
+            ),
             ("baseline:v1.18", annotated("container.seccomp.security.alpha.kubernetes.io/other", "unconfined"), ""),
             ("baseline:v1.19", annotated("seccomp.security.alpha.kubernetes.io/pod", "unconfined"), ""),
-            ("baseline:latest", annotated("container.apparmor.security.beta.kubernetes.io/c", "unconfined"),
+            (
+                "baseline:latest",
+                annotated("container.apparmor.security.beta.kubernetes.io/c", "unconfined"),
                 "forbidden AppArmor profile (annotation must not set AppArmor profile type to \
-                \"container.apparmor.security.beta.kubernetes.io/c=\"unconfined\"\")"),
-            ("baseline:latest", of(value!({"containers": [{"name": "c", "ports": [{"hostPort": 90}, {"hostPort": 100}, {"containerPort": 1}]}]})),
-                "hostPort (container \"c\" uses hostPorts 100, 90)"),
+                \"container.apparmor.security.beta.kubernetes.io/c=\"unconfined\"\")",
+            ),
+            (
+                "baseline:latest",
+                of(value!({"containers": [{"name": "c", "ports": [{"hostPort": 90}, {"hostPort": 100}, {"containerPort": 1}]}]})),
+                "hostPort (container \"c\" uses hostPorts 100, 90)",
+            ),
             ("baseline:v1.33", of(value!({"containers": [{"name": "c", "livenessProbe": {"tcpSocket": {"host": "h"}}}]})), ""),
         ] {
             assert_eq!(told(standard, &pod), wanted, "{standard} {pod}");

@@ -49,7 +49,8 @@ pub fn from_annotations(context: &Context, pod: &mut Value) {
             if let Some(profile) = profile {
                 container.set(&["securityContext", "appArmorProfile"], profile);
             }
-            context.warn(format!("metadata.annotations[{PREFIX}{name}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
+            context
+                .warn(format!("metadata.annotations[{PREFIX}{name}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"));
         }
     }
 }
