@@ -100,8 +100,8 @@ impl Options {
 /// Which log a request means.
 pub struct Wanted {
     pub path: PathBuf,
-    /// While this container runs a follower waits for more.
-    pub container_id: Option<String>,
+    /// While this container runs a follower waits for more: the pod's uid and its id.
+    pub container: Option<(String, String)>,
 }
 
 /// The log of a container of `pod`; the error is what upstream says.
@@ -129,11 +129,11 @@ pub async fn find(shared: &Shared, pod: Pod<'_>, container: &str, previous: bool
         });
     };
     if !previous {
-        return Ok(Wanted { path: shared.log_path(pod, container, attempt), container_id: latest.map(|c| c.id.clone()) });
+        return Ok(Wanted { path: shared.log_path(pod, container, attempt), container: latest.map(|c| (pod.uid().to_string(), c.id.clone())) });
     }
     match attempt.checked_sub(1) {
         Some(before) if shared.log_path(pod, container, before).exists() => {
-            Ok(Wanted { path: shared.log_path(pod, container, before), container_id: None })
+            Ok(Wanted { path: shared.log_path(pod, container, before), container: None })
         }
         _ => Err(format!("previous terminated container \"{container}\" in pod \"{name}\" not found")),
     }
@@ -168,7 +168,7 @@ pub async fn send(shared: Arc<Shared>, wanted: Wanted, options: Options, to: mps
         }
         if chunk.at_end {
             // Once more after the end of the container: its last lines come before its exit is told.
-            ending = !runs(&shared, wanted.container_id.as_deref()).await;
+            ending = !runs(&shared, wanted.container.as_ref()).await;
             if !ending {
                 tokio::select! {
                     () = to.closed() => return,
@@ -197,10 +197,10 @@ fn read_chunk(follower: &mut Follower, options: &Options) -> std::io::Result<Chu
     Ok(Chunk { bytes, at_end: false })
 }
 
-async fn runs(shared: &Shared, id: Option<&str>) -> bool {
-    let Some(id) = id else { return false };
-    let list = shared.runtime.list().await;
-    list.iter().flat_map(|s| &s.containers).any(|c| c.id == id && matches!(c.state, State::Running { .. }))
+async fn runs(shared: &Shared, container: Option<&(String, String)>) -> bool {
+    let Some((sandbox, id)) = container else { return false };
+    let sandbox = shared.runtime.sandbox(sandbox).await;
+    sandbox.iter().flat_map(|s| &s.containers).any(|c| c.id == *id && matches!(c.state, State::Running { .. }))
 }
 
 /// The container's last words: its termination file (4 KiB), else the end of `log` (80 lines, 2 KiB).

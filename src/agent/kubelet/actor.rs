@@ -709,9 +709,9 @@ impl Actor {
             None => (None, Ok(())),
         };
         let stop_signal = self.stop_signals.get(&id).copied().filter(|s| *s > 0).unwrap_or(15);
-        let shared = self.shared.clone();
+        let (shared, sandbox) = (self.shared.clone(), self.object.uid().to_string());
         spawn(done, async move {
-            let hook = shutdown::stop(&shared, Stop { id, stop_signal, pre_stop, deadline }).await;
+            let hook = shutdown::stop(&shared, Stop { sandbox, id, stop_signal, pre_stop, deadline }).await;
             Done::Stopped { name, hook: unreadable.and(hook) }
         })
     }

@@ -18,6 +18,8 @@ const AFTER_KILL: Duration = Duration::from_secs(60);
 const SIGKILL: i32 = 9;
 
 pub struct Stop {
+    /// The sandbox it is in.
+    pub sandbox: String,
     pub id: String,
     pub stop_signal: i32,
     pub pre_stop: Option<Handler>,
@@ -41,7 +43,7 @@ pub async fn stop(shared: &Shared, mut stop: Stop) -> Result<(), String> {
         let wait = remaining(shared, &stop);
         let until = (tokio::time::Instant::now() + wait).max(floor);
         tokio::select! {
-            () = exited(shared, &mut events, &stop.id) => return hook,
+            () = exited(shared, &mut events, &stop.sandbox, &stop.id) => return hook,
             () = tokio::time::sleep_until(until) => break,
             moved = stop.deadline.changed() => if moved.is_err() { tokio::time::sleep_until(until).await; break },
         }
@@ -49,7 +51,7 @@ pub async fn stop(shared: &Shared, mut stop: Stop) -> Result<(), String> {
     if let Err(error) = shared.runtime.kill_container(&stop.id, SIGKILL).await {
         warn!(container = %stop.id, %error, "kill signal not delivered");
     }
-    if tokio::time::timeout(AFTER_KILL, exited(shared, &mut events, &stop.id)).await.is_err() {
+    if tokio::time::timeout(AFTER_KILL, exited(shared, &mut events, &stop.sandbox, &stop.id)).await.is_err() {
         warn!(container = %stop.id, "still there a minute after it was killed");
     }
     hook
@@ -76,17 +78,18 @@ async fn run_hook(shared: &Shared, stop: &mut Stop, handler: &Handler) -> Result
 }
 
 /// Returns once the container does not run any more.
-async fn exited(shared: &Shared, events: &mut broadcast::Receiver<RuntimeEvent>, id: &str) {
+async fn exited(shared: &Shared, events: &mut broadcast::Receiver<RuntimeEvent>, in_sandbox: &str, id: &str) {
     loop {
-        let list = shared.runtime.list().await;
-        let container = list.iter().flat_map(|s| &s.containers).find(|c| c.id == id);
+        let sandbox = shared.runtime.sandbox(in_sandbox).await;
+        let container = sandbox.iter().flat_map(|s| &s.containers).find(|c| c.id == id);
         if !container.is_some_and(|c| matches!(c.state, State::Running { .. })) {
             return;
         }
         loop {
             match events.recv().await {
                 Ok(RuntimeEvent::Exited { container, .. }) if container == id => break,
-                Ok(RuntimeEvent::SandboxLost { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => break,
+                Ok(RuntimeEvent::SandboxLost { sandbox }) if sandbox == in_sandbox => break,
+                Err(broadcast::error::RecvError::Lagged(_)) => break,
                 Ok(_) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
