@@ -395,26 +395,34 @@ fn mounts(spec: &Value, out: &mut Value) {
     }
 }
 
-/// The strategic merge patch that turns `old` into `new`: top-level fields that differ, conditions one by one. `None` when
-/// they are equal.
+/// The patch of a list that is merged by `key`: an element that changed also says which of its fields are no more.
+fn by_key(key: &str, had: &[Value], have: &Value) -> Value {
+    let have = have.as_list().unwrap_or(&[]);
+    let find = |list: &[Value], element: &Value| list.iter().find(|e| e.str_at(&[key]) == element.str_at(&[key])).cloned();
+    let changed = have.iter().filter(|e| !had.contains(e)).map(|element| {
+        let mut element = element.clone();
+        let before = find(had, &element);
+        for (field, _) in before.as_ref().and_then(Value::as_map).into_iter().flat_map(Map::iter) {
+            if element.at(&[field]).is_none() {
+                element.set(&[field], Value::Null);
+            }
+        }
+        element
+    });
+    let gone = had.iter().filter(|e| find(have, e).is_none());
+    Value::List(changed.chain(gone.map(|e| value!({key: e.str_at(&[key]), "$patch": "delete"}))).collect())
+}
+
+/// The strategic merge patch that turns `old` into `new`: top-level fields that differ, lists merged by a key one by one. `None`
+/// when they are equal.
 pub fn patch(old: &Value, new: &Value) -> Option<Value> {
     let empty = Map::new();
     let (was, is) = (old.as_map().unwrap_or(&empty), new.as_map().unwrap_or(&empty));
     let mut patch = Map::new();
     for (key, value) in is.iter().filter(|(k, v)| was.get(k) != Some(v)) {
         let send = match key {
-            "conditions" => {
-                let had = old.list_at(&["conditions"]);
-                let have = value.as_list().unwrap_or(&[]);
-                let mut changed: Vec<Value> = have.iter().filter(|c| !had.contains(c)).cloned().collect();
-                let kind = |c: &Value| c.str_at(&["type"]).to_string();
-                let gone = had.iter().map(kind).filter(|k| !have.iter().any(|c| kind(c) == *k));
-                changed.extend(gone.map(|k| value!({"type": k, "$patch": "delete"})));
-                if changed.is_empty() {
-                    continue;
-                }
-                Value::List(changed)
-            }
+            "conditions" => by_key("type", old.list_at(&[key]), value),
+            "podIPs" | "hostIPs" => by_key("ip", old.list_at(&[key]), value),
             _ => value.clone(),
         };
         patch.insert(key, send);

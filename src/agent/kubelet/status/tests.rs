@@ -200,3 +200,22 @@ fn a_resize_shows_until_it_is_done_or_says_why_it_waits() {
     let waiting = Observed { resize: Resize::Deferred("later".into()), ..with("200m") };
     assert_eq!(condition(&run(&p, &waiting), "PodResizePending"), ("True".into(), "Deferred".into(), "later".into()));
 }
+
+/// Lists merged by a key keep what a patch does not name.
+#[test]
+fn what_is_no_more_is_patched_away() {
+    for (key, had, have, expected) in [
+        (
+            "conditions",
+            value!([{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "a"}, {"type": "Same", "status": "True"}]),
+            value!([{"type": "Ready", "status": "True"}, {"type": "Same", "status": "True"}]),
+            value!([{"type": "Ready", "status": "True", "reason": null, "message": null}]),
+        ),
+        ("podIPs", value!([{"ip": "10.0.0.1"}]), value!([{"ip": "10.0.0.2"}]), value!([{"ip": "10.0.0.2"}, {"ip": "10.0.0.1", "$patch": "delete"}])),
+        ("containerStatuses", value!([{"name": "a", "started": true}]), value!([{"name": "a"}]), value!([{"name": "a"}])),
+    ] {
+        let sent = patch(&value!({key: had.clone()}), &value!({key: have.clone()})).unwrap();
+        assert_eq!(sent.at(&[key]), Some(&expected), "{key}");
+        assert_eq!(patch(&value!({key: have.clone()}), &value!({key: have})), None, "{key}");
+    }
+}
