@@ -31,6 +31,15 @@ struct State {
     revision: u64,
     objects: BTreeMap<Key, (Value, u64, &'static Resource)>,
     status_writes: usize,
+    /// A pod that is created in the same moment as another one leaves it room, as by the fastest of schedulers.
+    heir: Option<Heir>,
+}
+
+struct Heir {
+    of: &'static str,
+    /// Told the other's latest version, null once it is gone.
+    when: fn(&Value) -> bool,
+    pod: Value,
 }
 
 impl Api {
@@ -57,7 +66,17 @@ impl Api {
         let before = state.objects.insert(key, (object, revision, resource));
         let event = if before.is_some() { Event::Modified(encoded.clone()) } else { Event::Added(encoded.clone()) };
         let _ = self.events.send((resource.plural, event));
+        drop(state);
+        self.inherit(resource, encoded.name(), &encoded.value());
         encoded
+    }
+
+    fn inherit(&self, resource: &'static Resource, name: &str, now: &Value) {
+        let is_due = |heir: &mut Heir| *resource == resource::PODS && heir.of == name && (heir.when)(now);
+        let heir = self.state.lock().unwrap().heir.take_if(is_due);
+        if let Some(heir) = heir {
+            self.put(&resource::PODS, heir.pod);
+        }
     }
 
     fn remove(&self, resource: &'static Resource, namespace: &str, name: &str) {
@@ -66,6 +85,8 @@ impl Api {
         if let Some((object, _, _)) = state.objects.remove(&(resource.plural, namespace.to_string(), name.to_string())) {
             let _ = self.events.send((resource.plural, Event::Deleted(Object::from_value(resource, &object, state.revision))));
         }
+        drop(state);
+        self.inherit(resource, name, &Value::Null);
     }
 
     fn selected(object: &Value, selector: Option<&str>) -> bool {
@@ -219,6 +240,7 @@ struct World {
     network: Arc<Net>,
     dir: PathBuf,
     agent: Option<Agent>,
+    max_pods: i64,
 }
 
 impl Drop for World {
@@ -229,12 +251,16 @@ impl Drop for World {
 
 impl World {
     async fn new(name: &str) -> World {
+        World::of_pods(name, 110).await
+    }
+
+    async fn of_pods(name: &str, max_pods: i64) -> World {
         let dir = std::env::temp_dir().join(format!("coracle-agent-{name}-{}", std::process::id()));
         let _ = volumes::empty_dir::remove_tree(&dir);
         let runtime = Fake::new();
         runtime.set_now(std::time::SystemTime::now());
         runtime.add_image("app:1", ImageConfig::default());
-        let mut world = World { api: Api::new(), runtime, network: Arc::default(), dir, agent: None };
+        let mut world = World { api: Api::new(), runtime, network: Arc::default(), dir, agent: None, max_pods };
         world.start().await;
         world
     }
@@ -248,7 +274,7 @@ impl World {
             cluster_dns: "10.43.0.10".parse().unwrap(),
             cluster_domain: "cluster.local".into(),
             kubelet_port: 10250,
-            max_pods: 110,
+            max_pods: self.max_pods,
             node_labels: BTreeMap::new(),
             pod_cidr: "10.42.0.0/24".into(),
         };
@@ -257,10 +283,22 @@ impl World {
     }
 
     fn create(&self, name: &str, spec: serde_json::Value) {
+        self.api.put(&resource::PODS, Self::bound(name, spec));
+    }
+
+    fn bound(name: &str, spec: serde_json::Value) -> Value {
         let mut pod = value!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "ns", "uid": format!("uid-{name}")}, "spec": spec});
         pod.set(&["spec", "nodeName"], "n1");
         pod.set(&["status", "phase"], "Pending");
-        self.api.put(&resource::PODS, pod);
+        pod
+    }
+
+    /// As a delete with a grace period of five seconds leaves it.
+    fn delete(&self, name: &str) {
+        let mut gone = self.pod(name).unwrap();
+        gone.set(&["metadata", "deletionTimestamp"], "2099-01-01T00:00:00Z");
+        gone.set(&["metadata", "deletionGracePeriodSeconds"], 5);
+        self.api.put(&resource::PODS, gone);
     }
 
     fn pod(&self, name: &str) -> Option<Value> {
@@ -305,10 +343,7 @@ async fn a_pod_runs_and_is_deleted_whole() {
     world.create("p", one());
     let pod = world.wait("p", is_ready).await;
     assert_eq!((pod.str_at(&["status", "podIP"]), pod.str_at(&["status", "hostIP"])), ("10.42.0.2", "10.0.0.1"));
-    let mut gone = pod.clone();
-    gone.set(&["metadata", "deletionTimestamp"], "2099-01-01T00:00:00Z");
-    gone.set(&["metadata", "deletionGracePeriodSeconds"], 5);
-    world.api.put(&resource::PODS, gone);
+    world.delete("p");
     world.wait("p", Value::is_null).await;
     assert!(world.network.0.lock().unwrap().is_empty());
     assert!(world.runtime.calls().iter().any(|c| c.starts_with("kill_container") && c.ends_with(" 15")));
@@ -384,6 +419,36 @@ async fn a_crash_restarts_at_once_then_backs_off() {
     let pod = world.wait("p", waits).await;
     assert_eq!(pod.str_at(&["status", "phase"]), "Running");
     assert_eq!(world.started(), 2);
+}
+
+/// Whatever the scheduler leaves off counting has left off taking up room here.
+#[tokio::test]
+async fn a_pod_bound_in_the_place_of_one_that_left_is_admitted() {
+    let is_gone: fn(&Value) -> bool = |pod| pod.is_null();
+    let is_over: fn(&Value) -> bool = |pod| matches!(pod.str_at(&["status", "phase"]), "Succeeded" | "Failed");
+    let force: fn(&World) = |world| world.api.remove(&resource::PODS, "ns", "p");
+    let delete: fn(&World) = |world| world.delete("p");
+    let exit: fn(&World) = |world| world.runtime.exit(&world.runtime.find("uid-p", "c").unwrap(), 3);
+    for (case, policy, script, leave, when) in [
+        ("deleted", "Always", Script::Run, delete, is_gone),
+        ("removed-at-once", "Always", Script::Run, force, is_gone),
+        ("removed-while-it-resists", "Always", Script::Stubborn, force, is_gone),
+        ("ended", "Never", Script::Run, exit, is_over),
+    ] {
+        let world = World::of_pods(&format!("heir-{case}"), 1).await;
+        world.runtime.script("c", [script, Script::Run]);
+        let mut spec = one();
+        spec["restartPolicy"] = policy.into();
+        world.create("p", spec);
+        world.wait("p", is_ready).await;
+        world.create("early", one());
+        let early = world.wait("early", phase("Failed")).await;
+        assert_eq!(early.str_at(&["status", "reason"]), "OutOfpods", "{case}: there is room for one");
+        world.api.state.lock().unwrap().heir = Some(Heir { of: "p", when, pod: World::bound("q", one()) });
+        leave(&world);
+        let q = world.wait("q", |pod| is_ready(pod) || phase("Failed")(pod)).await;
+        assert!(is_ready(&q), "{case}: {}", q.at(&["status"]).unwrap());
+    }
 }
 
 #[tokio::test]

@@ -7,18 +7,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use super::observe::{Container, Doom, Failure, Observed, Probes, Progress, Reason, Resize, State, Verdicts};
-use super::plan::{DELETE, Key, Step, TEARDOWN, Why, plan};
+use super::plan::{DELETE, Key, Step, TEARDOWN, Why, has_stopped, plan};
 use super::pod::{Pod, name_of};
 use super::restart::Backoff;
 use super::shutdown::{self, Stop};
 use super::spec::LABEL_POD_IMAGE;
 use super::step::{self, Before, Work};
-use super::{Pods, Shared, admit, status};
+use super::{Pods, Shared, Stage, admit, status};
 use crate::agent::clock::{self, Millis};
 use crate::agent::gc;
 use crate::agent::probes::{self, Kind, ProbeSet, Target, Told};
@@ -103,13 +103,34 @@ pub struct Actor {
 pub struct Neighbours {
     pub pods: Pods,
     pub room: watch::Receiver<admit::Room>,
+    /// A pod left off taking up room.
+    pub freed: Arc<Notify>,
 }
 
 impl Neighbours {
     /// Pods that take up room beside the one named.
     pub fn others(&self, uid: &str) -> Vec<Value> {
-        let known: Vec<Object> = self.pods.lock().expect("nothing panics while holding it").values().cloned().collect();
-        known.iter().filter(|o| o.uid() != uid).map(Object::value).filter(|p| !Pod(p).is_terminal()).collect()
+        let known: Vec<Object> = {
+            let pods = self.pods.lock().expect("nothing panics while holding it");
+            pods.iter().filter(|(other, known)| *other != uid && known.takes_room()).map(|(_, known)| known.object.clone()).collect()
+        };
+        known.iter().map(Object::value).collect()
+    }
+
+    /// What the others are to know of this pod.
+    fn tell(&self, uid: &str, has_stopped: bool, waits_for_room: bool) {
+        if let Some(known) = self.pods.lock().expect("nothing panics while holding it").get_mut(uid) {
+            known.waits_for_room = waits_for_room;
+            let before = known.stage;
+            known.stage = match (before, has_stopped) {
+                (Stage::Gone, _) => Stage::Gone,
+                (_, true) => Stage::Stopped,
+                (_, false) => Stage::Active,
+            };
+            if before == Stage::Active && known.stage != Stage::Active {
+                self.freed.notify_one();
+            }
+        }
     }
 }
 
@@ -524,6 +545,10 @@ impl Actor {
         self.follow_probes(view, now);
         let mut wake: Option<Millis> = None;
         let mut wake_at = |at: Millis| wake = Some(wake.map_or(at, |w| w.min(at)));
+
+        // Before the status with the outcome is written, or the object removed: others may be bound here for either.
+        let has_stopped = has_stopped(view, &self.observed, now);
+        self.neighbours.tell(self.object.uid(), has_stopped, matches!(self.observed.resize, Resize::Deferred(_)));
 
         let status = status::status(view, &self.observed, &self.probes, now);
         let (old, new) = (normal(pod.at(&["status"]).unwrap_or(&Value::Null)), normal(&status));

@@ -126,14 +126,46 @@ pub struct Kubelet {
     stop: Shutdown,
 }
 
-/// The pods here, latest version each, by uid: for the kubelet's own API.
-pub type Pods = Arc<Mutex<HashMap<String, Object>>>;
+/// The pods here by uid: for each other and for the kubelet's own API.
+pub type Pods = Arc<Mutex<HashMap<String, Known>>>;
+
+/// A pod as the others here see it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Its latest version.
+    pub object: Object,
+    pub stage: Stage,
+    /// A change of its resources waits for room.
+    pub waits_for_room: bool,
+}
+
+/// How far a pod has come, for those who ask what it takes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It may run, or what ran is still being ended.
+    Active,
+    /// It is on its way out and nothing of it runs any more. The API object may still say otherwise.
+    Stopped,
+    /// Its API object is gone. What is left of it here is being removed.
+    Gone,
+}
+
+impl Known {
+    /// Does it count against what the node offers?
+    ///
+    /// It stops doing so no later than the scheduler leaves off counting it, which is when the API server knows it as ended or not
+    /// at all: the outcome is written, and the object removed, only after the pod has stopped; and that an object is gone comes in
+    /// order with the pods bound in its stead. Upstream counts the same: the pods of its manager but those known to have terminated.
+    pub fn takes_room(&self) -> bool {
+        self.stage == Stage::Active
+    }
+}
 
 impl Kubelet {
     /// `changed` hears the uids of pods whose ConfigMaps or Secrets changed; `room` is what the node offers now.
     pub fn start(shared: Arc<Shared>, changed: mpsc::Receiver<Vec<String>>, room: watch::Receiver<Room>, stop: Shutdown) -> Kubelet {
         let pods = Pods::default();
-        let neighbours = Neighbours { pods: pods.clone(), room };
+        let neighbours = Neighbours { pods: pods.clone(), room, freed: Arc::default() };
         let supervisor =
             Supervisor { shared: shared.clone(), actors: HashMap::new(), pods: pods.clone(), neighbours, stop: stop.clone(), seen: None };
         crate::task::spawn("kubelet", supervisor.run(changed));
@@ -146,12 +178,15 @@ impl Kubelet {
 
     /// Every pod of this node.
     pub fn pods(&self) -> Vec<Object> {
-        self.pods.lock().expect("nothing panics while holding it").values().cloned().collect()
+        self.pods.lock().expect("nothing panics while holding it").values().map(|k| k.object.clone()).collect()
     }
 
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Object> {
         let pods = self.pods.lock().expect("nothing panics while holding it");
-        pods.values().find(|o| o.namespace() == namespace && o.name() == name).cloned()
+        let mut named: Vec<&Known> = pods.values().filter(|k| k.object.namespace() == namespace && k.object.name() == name).collect();
+        // One of the same name that is gone may still be on its way out.
+        named.sort_by_key(|k| k.stage == Stage::Gone);
+        named.first().map(|k| k.object.clone())
     }
 
     /// Ends the loops. Containers go on: the next start adopts them.
@@ -178,6 +213,7 @@ impl Supervisor {
         let mut changes = informer(self.shared.client.clone(), &resource::PODS, options);
         let (ended, mut ends) = mpsc::channel::<String>(64);
         let stop = self.stop.clone();
+        let freed = self.neighbours.freed.clone();
         let mut swept = false;
         loop {
             tokio::select! {
@@ -209,9 +245,8 @@ impl Supervisor {
                 Some(uid) = ends.recv() => {
                     self.actors.remove(&uid);
                     self.pods.lock().expect("nothing panics while holding it").remove(&uid);
-                    // A resize may have waited for its room.
-                    self.tell_all(|| Input::Room).await;
                 },
+                () = freed.notified() => self.room().await,
             }
         }
     }
@@ -230,12 +265,17 @@ impl Supervisor {
         if let Some(seen) = &mut self.seen {
             seen.insert(uid.clone());
         }
-        let known = self.pods.lock().expect("nothing panics while holding it").insert(uid.clone(), object.clone());
-        if known.is_some() && self.actors.contains_key(&uid) {
+        if self.actors.contains_key(&uid) {
+            if let Some(known) = self.pods.lock().expect("nothing panics while holding it").get_mut(&uid) {
+                known.object = object.clone();
+            }
             return self.tell(&uid, Input::Pod(object)).await;
         }
         let pod = object.value();
         let rejected = self.admit(&pod);
+        let stage = if rejected.is_some() || Pod(&pod).is_terminal() { Stage::Stopped } else { Stage::Active };
+        let known = Known { object: object.clone(), stage, waits_for_room: false };
+        self.pods.lock().expect("nothing panics while holding it").insert(uid.clone(), known);
         let (to, inputs) = mpsc::channel(64);
         self.actors.insert(uid.clone(), to);
         let actor = actor::Actor::new(self.shared.clone(), object, self.neighbours.clone(), rejected);
@@ -260,7 +300,22 @@ impl Supervisor {
     }
 
     async fn gone(&mut self, uid: String) {
+        if let Some(known) = self.pods.lock().expect("nothing panics while holding it").get_mut(&uid) {
+            known.stage = Stage::Gone;
+        }
+        self.neighbours.freed.notify_one();
         self.tell(&uid, Input::Gone).await;
+    }
+
+    /// A resize may have waited for what another pod had.
+    async fn room(&self) {
+        let waiting: Vec<String> = {
+            let pods = self.pods.lock().expect("nothing panics while holding it");
+            pods.iter().filter(|(_, known)| known.waits_for_room).map(|(uid, _)| uid.clone()).collect()
+        };
+        for uid in waiting {
+            self.tell(&uid, Input::Room).await;
+        }
     }
 
     async fn synced(&mut self) {

@@ -82,7 +82,7 @@ impl Step {
 
 pub fn plan(pod: Pod, observed: &Observed, probes: &Probes, now: Millis) -> Vec<Step> {
     let mut plan = Plan { pod, observed, probes, now, steps: Vec::new(), wake: None };
-    if plan.is_ending() {
+    if is_ending(pod, observed, now) {
         plan.end();
     } else if observed.unsupported.is_none() {
         plan.go();
@@ -91,6 +91,20 @@ pub fn plan(pod: Pod, observed: &Observed, probes: &Probes, now: Millis) -> Vec<
         plan.steps.push(Step::Wake { at });
     }
     plan.steps
+}
+
+/// Is the pod on its way out with nothing of it running any more?
+pub fn has_stopped(pod: Pod, observed: &Observed, now: Millis) -> bool {
+    is_ending(pod, observed, now) && observed.running().next().is_none()
+}
+
+fn is_ending(pod: Pod, observed: &Observed, now: Millis) -> bool {
+    pod.is_deleting()
+        || observed.gone
+        || observed.rejected.is_some()
+        || pod.is_terminal()
+        || is_overdue(pod, now)
+        || restart::outcome(pod, observed).is_some()
 }
 
 /// Past its `activeDeadlineSeconds`.
@@ -108,15 +122,6 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn is_ending(&self) -> bool {
-        self.pod.is_deleting()
-            || self.observed.gone
-            || self.observed.rejected.is_some()
-            || self.pod.is_terminal()
-            || is_overdue(self.pod, self.now)
-            || restart::outcome(self.pod, self.observed).is_some()
-    }
-
     /// Containers first; then, once the outcome is told, everything else; the API object last.
     fn end(&mut self) {
         let leaving = self.pod.is_deleting() || self.observed.gone;

@@ -232,3 +232,40 @@ fn limits_widen_before_and_narrow_after_the_containers() {
     stopped.replaced.insert("a0".into());
     assert!(run(&restart, &stopped).contains(&start("a", 1)));
 }
+
+/// What the node may give to others.
+#[test]
+fn a_pod_has_stopped_when_it_is_leaving_and_nothing_runs() {
+    let running = || with(vec![container("a", 0, State::Running), exited("b", 0, 0)]);
+    let stopped = || with(vec![exited("a", 0, 0), exited("b", 0, 0)]);
+    let plain = |_: &mut Value, _: &mut Observed| {};
+    let deleted = |p: &mut Value, _: &mut Observed| p.set(&["metadata", "deletionTimestamp"], "2023-11-14T22:13:25Z");
+    let gone = |_: &mut Value, o: &mut Observed| o.gone = true;
+    let failed = |p: &mut Value, _: &mut Observed| p.set(&["status", "phase"], "Failed");
+    let overdue = |p: &mut Value, _: &mut Observed| {
+        p.set(&["spec", "activeDeadlineSeconds"], 1);
+        p.set(&["status", "startTime"], "2023-11-14T22:13:00Z");
+    };
+    let refused = |_: &mut Value, o: &mut Observed| o.rejected = Some(crate::agent::kubelet::observe::Reason { reason: "OutOfcpu".into(), message: String::new() });
+    type Change = fn(&mut Value, &mut Observed);
+    for (case, policy, change, observed, expected) in [
+        ("runs", "Always", plain as Change, running(), false),
+        ("to be restarted", "Always", plain, stopped(), false),
+        ("has not begun", "Never", plain, ready(), false),
+        ("came to its end", "Never", plain, stopped(), true),
+        ("half way to its end", "Never", plain, running(), false),
+        ("deleted, still runs", "Always", deleted, running(), false),
+        ("deleted", "Always", deleted, stopped(), true),
+        ("deleted before it began", "Always", deleted, ready(), true),
+        ("gone, still runs", "Always", gone, running(), false),
+        ("failed by another, still runs", "Always", failed, running(), false),
+        ("failed by another", "Always", failed, stopped(), true),
+        ("overdue, still runs", "Always", overdue, running(), false),
+        ("overdue", "Always", overdue, stopped(), true),
+        ("refused", "Always", refused, Observed::default(), true),
+    ] {
+        let (mut p, mut observed) = (pod(policy), observed);
+        change(&mut p, &mut observed);
+        assert_eq!(has_stopped(Pod(&p), &observed, NOW), expected, "{case}");
+    }
+}
