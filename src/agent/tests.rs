@@ -451,6 +451,55 @@ async fn a_pod_bound_in_the_place_of_one_that_left_is_admitted() {
     }
 }
 
+/// Every version of the pod from now until `last`.
+async fn versions(world: &World, mut events: broadcast::Receiver<(&'static str, Event)>, last: impl Fn(&Value) -> bool) -> Vec<Value> {
+    let mut all = Vec::new();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !all.last().is_some_and(&last) {
+        match tokio::time::timeout_at(deadline, events.recv()).await {
+            Ok(Ok(("pods", Event::Modified(pod)))) => all.push(pod.value()),
+            Ok(Ok(_)) => {}
+            end => panic!("{end:?} after {all:?}; runtime calls {:?}", world.runtime.calls()),
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_container_exchanged_for_its_next_attempt_leaves_no_gap() {
+    let reported = |pod: &Value| pod.list_at(&["status", "containerStatuses"]).first().cloned().unwrap_or_default();
+    let has_ended = |pod: &Value| reported(pod).i64_at(&["restartCount"]) == Some(1) || reported(pod).str_at(&["state", "waiting", "reason"]) == "ErrImagePull";
+    let probe = serde_json::json!({"exec": {"command": ["fails"]}, "initialDelaySeconds": 2, "failureThreshold": 1});
+    for (case, image, probe) in [("image", "app:2", serde_json::Value::Null), ("liveness", "app:1", probe), ("no-image", "none:1", serde_json::Value::Null)] {
+        let world = World::new(&format!("exchange-{case}")).await;
+        world.runtime.add_image("app:2", ImageConfig::default());
+        world.runtime.on_exec("fails", crate::runtime::fake::ExecAnswer { code: 1, ..Default::default() });
+        let mut spec = one();
+        spec["containers"][0]["livenessProbe"] = probe;
+        let events = world.api.events.subscribe();
+        world.create("p", spec);
+        let mut pod = world.wait("p", is_ready).await;
+        // When the next one starts: its probe has to wait again.
+        world.runtime.set_now(std::time::SystemTime::now() + Duration::from_secs(2));
+        pod.set(&["metadata", "generation"], 2);
+        if let Some(container) = pod.at_mut(&["spec", "containers"]).and_then(Value::as_list_mut).and_then(|l| l.first_mut()) {
+            container.set(&["image"], image);
+        }
+        world.api.put(&resource::PODS, pod);
+        let all = versions(&world, events, has_ended).await;
+        let first = all.iter().position(is_ready).unwrap();
+        let unready = all[first..].iter().filter(|pod| !is_ready(pod)).count();
+        let end = all.last().unwrap();
+        let status = reported(end);
+        if case == "no-image" {
+            assert_eq!((unready, status.str_at(&["state", "waiting", "reason"])), (1, "ErrImagePull"), "{end}");
+        } else {
+            assert_eq!((unready, status.bool_at(&["ready"]), status.str_at(&["image"])), (0, true, image), "{case}: {all:?}");
+            assert!(status.at(&["lastState", "terminated"]).is_some());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_missing_image_is_said_and_an_imported_one_is_found() {
     let world = World::new("image").await;

@@ -268,6 +268,8 @@ impl Actor {
         let lives = |id: &String| state.containers.iter().any(|c| c.id == *id);
         self.messages.retain(|id, _| lives(id));
         self.stop_signals.retain(|id, _| lives(id));
+        self.observed.restarting.retain(lives);
+        self.observed.replaced.retain(lives);
         self.observed.containers = containers;
     }
 
@@ -686,8 +688,13 @@ impl Actor {
             Step::StopContainer { id, name, grace_seconds, why } => {
                 let (to, from) = watch::channel(now + grace_seconds * 1000);
                 deadline = Some(to);
+                if why.is_restart() {
+                    self.observed.restarting.insert(id.clone());
+                }
                 if why.is_replacement() {
                     self.observed.replaced.insert(id.clone());
+                    // What the old one came to says nothing of the new one.
+                    self.observed.backoffs.remove(&name);
                 }
                 self.stop(pod, id, name, why, from, done)
             }
@@ -701,9 +708,11 @@ impl Actor {
     /// The back-off of a restart, what of the same attempt is to be removed first, and whose processes an ephemeral container sees.
     fn prepare_start(&mut self, pod: &Value, name: &str, attempt: u32, now: Millis) -> Before {
         let latest = self.observed.latest(name).cloned();
-        if let Some(exited) = latest.filter(|c| c.exit_code().is_some()) {
-            let previous = self.observed.backoffs.get(name).copied();
-            let next = Backoff::next(previous, exited.finished_at.unwrap_or(now), now);
+        let previous = self.observed.backoffs.get(name).copied();
+        // Once for each exit, however often the start after it is tried.
+        let is_new = |c: &Container| !self.observed.replaced.contains(&c.id) && previous.is_none_or(|b| c.attempt > b.attempt);
+        if let Some(exited) = latest.filter(|c| c.exit_code().is_some() && is_new(c)) {
+            let next = Backoff::next(previous, exited.attempt, exited.finished_at.unwrap_or(now), now);
             self.observed.backoffs.insert(name.to_string(), next);
         }
         let same = self.observed.containers.iter().filter(|c| c.name == name && c.attempt == attempt && c.state == State::Created);

@@ -30,7 +30,9 @@ pub struct Observed {
     pub gone: bool,
     /// What `status` says now is what the API server has.
     pub reported: bool,
-    /// Containers that were stopped only to be started again, whatever their restart policy says.
+    /// Containers that were stopped to be started again.
+    pub restarting: BTreeSet<String>,
+    /// Those of them that start again whatever their restart policy says, and without a back-off.
     pub replaced: BTreeSet<String>,
     /// Limits of the pod as a whole, as the kernel has them.
     pub limits: Resources,

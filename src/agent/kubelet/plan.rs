@@ -45,7 +45,16 @@ pub enum Why {
 }
 
 impl Why {
-    /// Is the container stopped only to be started again?
+    /// Is the container stopped to be started again? After a failed postStart hook it is first seen to have failed.
+    pub fn is_restart(&self) -> bool {
+        match self {
+            Why::Probe(probe) => *probe != "postStart",
+            Why::Changed | Why::Resized => true,
+            Why::Deleted | Why::Ended => false,
+        }
+    }
+
+    /// Is another container wanted in its place, whatever the restart policy says?
     pub fn is_replacement(&self) -> bool {
         matches!(self, Why::Changed | Why::Resized)
     }

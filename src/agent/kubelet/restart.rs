@@ -16,18 +16,19 @@ const FORGET_MS: Millis = 2 * MAX_MS;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
     pub delay_ms: Millis,
-    /// When the container was last started again.
+    /// When the container was last started again, and after the exit of which attempt.
     pub updated: Millis,
+    pub attempt: u32,
 }
 
 impl Backoff {
-    /// The back-off after another start at `now`, following an exit at `exited`.
-    pub fn next(previous: Option<Backoff>, exited: Millis, now: Millis) -> Backoff {
+    /// The back-off after another start at `now`, following the exit of `attempt` at `exited`.
+    pub fn next(previous: Option<Backoff>, attempt: u32, exited: Millis, now: Millis) -> Backoff {
         let delay_ms = match previous {
             Some(p) if exited - p.updated <= FORGET_MS => (p.delay_ms * 2).min(MAX_MS),
             _ => FIRST_MS,
         };
-        Backoff { delay_ms, updated: now }
+        Backoff { delay_ms, updated: now, attempt }
     }
 
     /// When a container that exited at `exited` may start; `None` means at once.
@@ -140,9 +141,30 @@ pub fn next_attempt(pod: Pod, observed: &Observed, name: &str) -> u32 {
     if observed.latest(name).is_some() { seen } else { told }
 }
 
-/// When the exit of `container` lets it start again; `None` means at once.
+/// When the exit of `container` lets it start again; `None` means at once, or that the start after it has been let go already.
 pub fn wait_until(observed: &Observed, container: &Container, now: Millis) -> Option<Millis> {
-    observed.backoffs.get(&container.name)?.until(container.finished_at.unwrap_or(now), now)
+    let backoff = observed.backoffs.get(&container.name).filter(|b| container.attempt > b.attempt)?;
+    backoff.until(container.finished_at.unwrap_or(now), now)
+}
+
+/// The container of this name that was stopped to make way for its next attempt, until that one runs or something stands in its way.
+///
+/// Upstream stops and starts within one sync of the pod and looks only afterwards, so what the pod is said to be does not show the
+/// gap between the two. Nor does ours: no Ready=False, and no endpoint taken out, for the moment an exchange takes.
+pub fn making_way<'a>(pod: Pod, observed: &'a Observed, name: &str, now: Millis) -> Option<&'a Container> {
+    let latest = observed.latest(name)?;
+    let stopped = match latest.state {
+        State::Running => return None,
+        State::Created => observed.previous(name)?,
+        State::Exited { .. } => latest,
+    };
+    let code = stopped.exit_code().filter(|_| observed.restarting.contains(&stopped.id))?;
+    let is_free = observed.sandbox.is_ready()
+        && observed.volumes.is_ready()
+        && !observed.failures.contains_key(name)
+        && wait_until(observed, stopped, now).is_none();
+    let runs_again = observed.replaced.contains(&stopped.id) || restarts(pod, name, code);
+    (is_free && runs_again).then_some(stopped)
 }
 
 #[cfg(test)]
@@ -156,7 +178,7 @@ mod tests {
         let mut backoff = None;
         let mut delays = Vec::new();
         for _ in 0..8 {
-            let b = Backoff::next(backoff, now, now);
+            let b = Backoff::next(backoff, 0, now, now);
             backoff = Some(b);
             let exited = now + 1000;
             delays.push(b.until(exited, exited).map(|u| (u - exited) / 1000).unwrap_or(0));
@@ -165,7 +187,7 @@ mod tests {
         assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300, 300]);
         let exited = now + FORGET_MS + 1;
         assert_eq!(backoff.and_then(|b| b.until(exited, exited)), None);
-        assert_eq!(Backoff::next(backoff, exited, exited).delay_ms, FIRST_MS);
+        assert_eq!(Backoff::next(backoff, 0, exited, exited).delay_ms, FIRST_MS);
     }
 
     #[test]

@@ -92,6 +92,9 @@ impl View<'_> {
     fn container(&self, spec: &Value) -> Value {
         let name = name_of(spec);
         let old = self.pod.reported(name);
+        if let Some(reported) = old.filter(|old| self.is_making_way(name, old)) {
+            return reported.clone();
+        }
         let latest = self.observed.latest(name);
         let mut out = value!({"name": name, "image": spec.str_at(&["image"]), "imageID": "", "ready": false, "started": false,
             "lastState": {}});
@@ -124,6 +127,12 @@ impl View<'_> {
         self.resources(spec, running, &mut out);
         mounts(spec, &mut out);
         out
+    }
+
+    /// Is the container reported as running the one whose next attempt is just being started?
+    fn is_making_way(&self, name: &str, old: &Value) -> bool {
+        let stopped = restart::making_way(self.pod, self.observed, name, self.now).filter(|_| !self.ended);
+        stopped.is_some_and(|c| old.str_at(&["containerID"]) == container_id(&c.id)) && old.at(&["state", "running"]).is_some()
     }
 
     /// `state` and `lastState`.
@@ -425,7 +434,9 @@ pub fn patch(old: &Value, new: &Value) -> Option<Value> {
             "podIPs" | "hostIPs" => by_key("ip", old.list_at(&[key]), value),
             _ => value.clone(),
         };
-        patch.insert(key, send);
+        if send.as_list().is_none_or(|l| !l.is_empty()) {
+            patch.insert(key, send);
+        }
     }
     for (key, _) in was.iter().filter(|(k, _)| !is.contains_key(k)) {
         patch.insert(key, Value::Null);

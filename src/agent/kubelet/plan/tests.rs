@@ -81,10 +81,13 @@ fn a_pod_that_is_right_needs_nothing() {
 
 #[test]
 fn exits_restart_by_policy_and_back_off() {
-    let mut observed = with(vec![exited("a", 0, 1), container("b", 0, State::Running)]);
-    assert_eq!(run(&pod("Always"), &observed), [start("a", 1)]);
+    let mut observed = with(vec![exited("a", 1, 1), container("b", 0, State::Running)]);
+    assert_eq!(run(&pod("Always"), &observed), [start("a", 2)]);
     assert_eq!(run(&pod("Never"), &observed), []);
-    observed.backoffs.insert("a".into(), Backoff { delay_ms: 20_000, updated: NOW - 3000 });
+    let after = |attempt| Backoff { delay_ms: 20_000, updated: NOW - 3000, attempt };
+    observed.backoffs.insert("a".into(), after(1));
+    assert_eq!(run(&pod("OnFailure"), &observed), [start("a", 2)], "it is being started after this very exit");
+    observed.backoffs.insert("a".into(), after(0));
     assert_eq!(run(&pod("OnFailure"), &observed), [Step::Wake { at: NOW - 1000 + 20_000 }]);
 }
 

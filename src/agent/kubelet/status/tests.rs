@@ -88,7 +88,10 @@ fn a_crash_shows_the_exit_then_the_back_off() {
     assert!(s.i64_at(&["containerStatuses"]).is_none());
     let c = &s.list_at(&["containerStatuses"])[0];
     assert_eq!((c.i64_at(&["state", "terminated", "exitCode"]), s.str_at(&["phase"])), (Some(1), "Running"));
-    o.backoffs.insert("a".into(), Backoff { delay_ms: 10_000, updated: NOW - 5000 });
+    o.backoffs.insert("a".into(), Backoff { delay_ms: 10_000, updated: NOW - 500, attempt: 0 });
+    assert!(run(&p, &o).list_at(&["containerStatuses"])[0].at(&["state", "terminated"]).is_some(), "it is being started");
+    o.containers[0].attempt = 1;
+    o.backoffs.insert("a".into(), Backoff { delay_ms: 10_000, updated: NOW - 5000, attempt: 0 });
     let s = run(&p, &o);
     let c = &s.list_at(&["containerStatuses"])[0];
     assert_eq!(c.str_at(&["state", "waiting", "reason"]), "CrashLoopBackOff");
@@ -199,6 +202,45 @@ fn a_resize_shows_until_it_is_done_or_says_why_it_waits() {
     assert!(sent.list_at(&["conditions"]).contains(&value!({"type": "PodResizeInProgress", "$patch": "delete"})));
     let waiting = Observed { resize: Resize::Deferred("later".into()), ..with("200m") };
     assert_eq!(condition(&run(&p, &waiting), "PodResizePending"), ("True".into(), "Deferred".into(), "later".into()));
+}
+
+#[test]
+fn a_container_making_way_for_its_next_attempt_is_as_it_was() {
+    let first = run(&pod("Always"), &observed(vec![Container { attempt: 1, ..container(State::Running) }]));
+    let once = || Container { attempt: 1, ..exited(0) };
+    let created = || Container { id: "c2".into(), attempt: 2, ..container(State::Created) };
+    let failure = || Failure::after(None, Reason { reason: "ErrImagePull".into(), message: String::new() }, 1000, 1000, NOW);
+    let backoff = |attempt| Backoff { delay_ms: 10_000, updated: NOW - 100, attempt };
+    type Change = fn(&mut Value, &mut Observed);
+    let plain: Change = |_, _| {};
+    let deleted: Change = |p, _| p.set(&["metadata", "deletionTimestamp"], "2023-11-14T22:13:20Z");
+    let by_itself: Change = |_, o| o.restarting.clear();
+    let replaced: Change = |_, o| o.replaced.extend(["c1".to_string()]);
+    let lost: Change = |_, o| o.sandbox = Progress::Absent;
+    let cases: [(&str, &str, Vec<Container>, Change, Option<Failure>, Option<Backoff>, bool); 11] = [
+        ("just stopped", "Always", vec![once()], plain, None, None, true),
+        ("the next one is there", "Always", vec![once(), created()], plain, None, None, true),
+        ("being started", "Always", vec![once()], plain, None, Some(backoff(1)), true),
+        ("by its policy it ends", "Never", vec![once()], plain, None, None, false),
+        ("replaced in spite of its policy", "Never", vec![once()], replaced, None, None, true),
+        ("it exited by itself", "Always", vec![once()], by_itself, None, None, false),
+        ("the next one cannot start", "Always", vec![once()], plain, Some(failure()), None, false),
+        ("it has to wait", "Always", vec![once()], plain, None, Some(backoff(0)), false),
+        ("the pod is deleted", "Always", vec![once()], deleted, None, None, false),
+        ("the sandbox is gone, too", "Always", vec![once()], lost, None, None, false),
+        ("the next one could not be run", "Always", vec![once(), Container { id: "c2".into(), attempt: 2, ..exited(128) }], plain, None, None, false),
+    ];
+    for (case, policy, containers, change, failure, backoff, held) in cases {
+        let mut p = pod(policy);
+        p.set(&["status"], first.clone());
+        let mut o = Observed { restarting: ["c1".to_string()].into(), ..observed(containers) };
+        o.failures.extend(failure.map(|f| ("a".to_string(), f)));
+        o.backoffs.extend(backoff.map(|b| ("a".to_string(), b)));
+        change(&mut p, &mut o);
+        let now = run(&p, &o);
+        let same = now.list_at(&["containerStatuses"]) == first.list_at(&["containerStatuses"]);
+        assert_eq!((same, condition(&now, "Ready").0 == "True"), (held, held), "{case}: {now}");
+    }
 }
 
 /// Lists merged by a key keep what a patch does not name.
