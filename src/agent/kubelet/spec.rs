@@ -43,7 +43,8 @@ pub fn sandbox(inputs: SandboxInputs) -> SandboxSpec {
     }
 }
 
-/// Limits over all containers of the pod together.
+/// Limits over all containers of the pod together. None on the number of processes: upstream's `podPidsLimit` is -1 unless someone
+/// sets it, and then a pod's `pids.max` is left alone. What a node has for all is the kernel's `pid_max`.
 pub fn pod_limits(pod: Pod) -> Resources {
     let (cpu, _) = qos::requests(pod.0);
     Resources {
