@@ -22,7 +22,7 @@ use crate::api::resource::{self, Resource};
 use crate::api::time::SystemClock;
 use crate::api::value::Value;
 use crate::config::{Config, Range, instance_id};
-use crate::net::{NetConfig, Network, Protocol};
+use crate::net::{Kind, NetConfig, Network, Protocol};
 use crate::pki::{Identity, Kubeconfig, Pki};
 use crate::runtime::linux::Linux;
 use crate::runtime::{self, Runtime};
@@ -165,6 +165,16 @@ impl Cluster {
         };
         let seconds = READY_TIMEOUT.as_secs();
         tokio::time::timeout(READY_TIMEOUT, found).await.with_context(|| format!("waited {seconds} s for {what}"))?
+    }
+
+    /// Waits until this node acts by a Service or EndpointSlice as it is in `object`: rules are in the kernel, names are answered.
+    pub async fn in_effect(&self, kind: Kind, object: &Value) -> anyhow::Result<()> {
+        let node = self.node.as_ref().context("no node runs here")?;
+        let revision = object.str_at(&["metadata", "resourceVersion"]).parse().context("an object without a resourceVersion")?;
+        let seconds = READY_TIMEOUT.as_secs();
+        let wait = tokio::time::timeout(READY_TIMEOUT, node.network.in_effect(kind, revision));
+        wait.await.with_context(|| format!("waited {seconds} s for this node to program its services"))??;
+        Ok(())
     }
 
     /// Runs a command in a container of this node and gives what it printed.

@@ -10,17 +10,14 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
 
 use anyhow::Context as _;
 
 use crate::api::resource;
 use crate::api::value::Value;
 use crate::config::{Config, Settings};
+use crate::net::Kind;
 use crate::{run, sample};
-
-const ATTEMPTS_MAX: usize = 20;
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 
 /// Runs a cluster; with a `command`, runs that in its environment and ends with its status, else waits for Ctrl-C.
 pub fn run(mut settings: Settings, command: Vec<OsString>, with_sample: bool) -> anyhow::Result<ExitCode> {
@@ -88,20 +85,19 @@ async fn deploy_sample(config: &Config, cluster: &run::Cluster) -> anyhow::Resul
     let url = format!("http://{}.default.svc.{}/", sample::NAME, config.cluster_domain);
     // Standard output is the command's alone.
     eprintln!("{} replicas run behind {url}", sample::REPLICAS);
-    eprintln!("{}", first_answer(cluster, &container, &url).await?);
+    // The node's rules and names follow the pods' readiness by a moment.
+    let service = cluster.until(&resource::SERVICES, "the sample's service", |s| s.str_at(&["metadata", "name"]) == sample::NAME).await?;
+    let slice = cluster.until(&resource::ENDPOINTSLICES, "the sample's endpoints", serves_the_sample).await?;
+    cluster.in_effect(Kind::Service, &service).await?;
+    cluster.in_effect(Kind::Slice, &slice).await?;
+    eprintln!("{}", cluster.exec(&container, &["/coracle", "fetch", &url]).await?);
     Ok(())
 }
 
-/// The node's rules and names follow the pods' readiness by a moment.
-async fn first_answer(cluster: &run::Cluster, container: &str, url: &str) -> anyhow::Result<String> {
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        match cluster.exec(container, &["/coracle", "fetch", url]).await {
-            Err(_) if attempts < ATTEMPTS_MAX => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
-            answered => return answered,
-        }
-    }
+/// Does the slice offer every replica of the sample?
+fn serves_the_sample(slice: &Value) -> bool {
+    let ready = slice.list_at(&["endpoints"]).iter().filter(|e| e.bool_at(&["conditions", "ready"])).count();
+    slice.str_at(&["metadata", "labels", "kubernetes.io/service-name"]) == sample::NAME && i64::try_from(ready) == Ok(sample::REPLICAS)
 }
 
 /// The search path, with this executable's folder at its end: `coracle images import` works inside.
@@ -200,6 +196,27 @@ pub fn become_command(parent: i32, command: &[OsString]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::value;
+
+    #[test]
+    fn the_sample_is_served_when_all_its_endpoints_are_ready() {
+        let slice = |service: &str, ready: &[bool]| {
+            let endpoints: Vec<Value> = ready.iter().map(|ready| value!({"conditions": {"ready": ready}})).collect();
+            let mut slice = value!({"metadata": {"labels": {"kubernetes.io/service-name": service}}});
+            slice.set(&["endpoints"], endpoints);
+            slice
+        };
+        for (service, ready, expected) in [
+            ("echo", &[true, true, true][..], true),
+            ("echo", &[true, true, false], false),
+            ("echo", &[true, true], false),
+            ("other", &[true, true, true], false),
+        ] {
+            assert_eq!(serves_the_sample(&slice(service, ready)), expected, "{service} {ready:?}");
+        }
+    }
+
     #[test]
     fn ranges_come_in_disjoint_pairs() {
         let (pods, services) = super::free_ranges().unwrap();

@@ -17,6 +17,7 @@ pub mod nft;
 pub mod pod;
 pub mod proxy;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -25,13 +26,13 @@ use std::sync::{Arc, Mutex};
 use crate::api::cidr::Cidr;
 use crate::api::client::Client;
 use crate::api::informer::{Change, informer};
-use crate::api::object::Name;
+use crate::api::object::{Name, Revision};
 use crate::api::request::Options;
 use crate::api::resource;
 use crate::api::value::Value;
 use crate::task::Shutdown;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::task;
 use ipam::{Ipam, Lease};
@@ -103,6 +104,32 @@ pub enum Input {
     Set(Kind, Name, Arc<Value>),
     Gone(Kind, Name),
     Synced(Kind),
+    /// All that happened to objects of the kind up to this revision has been said.
+    At(Kind, Revision),
+}
+
+/// Up to which revision the objects of each kind are in effect on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InEffect {
+    pub services: Revision,
+    pub slices: Revision,
+}
+
+impl InEffect {
+    fn slot(&mut self, kind: Kind) -> &mut Revision {
+        match kind {
+            Kind::Service => &mut self.services,
+            Kind::Slice => &mut self.slices,
+        }
+    }
+
+    pub fn set(&mut self, kind: Kind, revision: Revision) {
+        *self.slot(kind) = revision;
+    }
+
+    pub fn reaches(mut self, kind: Kind, revision: Revision) -> bool {
+        *self.slot(kind) >= revision
+    }
 }
 
 /// What a pod's sandbox needs to know.
@@ -143,6 +170,8 @@ pub enum Error {
     Ipam(#[from] ipam::Error),
     #[error("network configuration: {0}")]
     Config(String),
+    #[error("the pod network has stopped")]
+    Stopped,
     #[error("create {path}")]
     StateDir {
         path: PathBuf,
@@ -158,6 +187,8 @@ pub struct Network {
     ipam: Mutex<Ipam>,
     mtu: u32,
     locals: mpsc::Sender<Local>,
+    /// How far the rules are, and the names.
+    effects: [watch::Receiver<InEffect>; 2],
     shutdown: Shutdown,
 }
 
@@ -209,12 +240,21 @@ impl Network {
         let (to_proxy, inputs) = mpsc::channel(QUEUE);
         let (locals, local_inputs) = mpsc::channel(QUEUE);
         let proxy = proxy::Proxy::new(&table_name(&config.instance), state, inputs, local_inputs).await?;
+        let programmed = proxy.in_effect();
         task::spawn("net-proxy", proxy.run(shutdown.clone()));
         let (to_dns, inputs) = mpsc::channel(QUEUE);
-        dns::start(&config, &links, mtu, inputs, shutdown.clone()).await?;
+        let named = dns::start(&config, &links, mtu, inputs, shutdown.clone()).await?;
         task::spawn("net-firewall", firewall::watch(config.cluster_cidr, shutdown.clone()));
         task::spawn("net-feed", fan_out(feed, vec![to_proxy, to_dns]));
-        Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, locals, shutdown })
+        Ok(Network { config: Arc::new(config), links, ipam: Mutex::new(ipam), mtu, locals, effects: [programmed, named], shutdown })
+    }
+
+    /// Waits until the objects of a kind are in effect as of `revision`: the kernel has their rules, the resolver their names.
+    pub async fn in_effect(&self, kind: Kind, revision: Revision) -> Result<(), Error> {
+        for effect in &self.effects {
+            effect.clone().wait_for(|now| now.reaches(kind, revision)).await.map_err(|_| Error::Stopped)?;
+        }
+        Ok(())
     }
 
     /// Gives the pod an address and connects its namespace. Repeating it is fine.
@@ -302,15 +342,35 @@ async fn fan_out(mut feed: mpsc::Receiver<Input>, mut loops: Vec<mpsc::Sender<In
 async fn follow(client: Client, to: mpsc::Sender<Input>) {
     let mut services = informer(client.clone(), &resource::SERVICES, Options::default());
     let mut slices = informer(client, &resource::ENDPOINTSLICES, Options::default());
+    let mut listing = HashSet::from([Kind::Service, Kind::Slice]);
     loop {
-        let input = tokio::select! {
-            Some(change) = services.recv() => translate(Kind::Service, change),
-            Some(change) = slices.recv() => translate(Kind::Slice, change),
+        let (kind, change) = tokio::select! {
+            Some(change) = services.recv() => (Kind::Service, change),
+            Some(change) = slices.recv() => (Kind::Slice, change),
             else => return,
         };
-        if to.send(input).await.is_err() {
-            return;
+        let at = known_up_to(&mut listing, kind, &change);
+        let inputs = std::iter::once(translate(kind, change)).chain(at.map(|revision| Input::At(kind, revision)));
+        for input in inputs {
+            if to.send(input).await.is_err() {
+                return;
+            }
         }
+    }
+}
+
+/// How far a kind is known once `change` is: a list says so at its end. `listing` remembers which kinds are in the middle of one.
+fn known_up_to(listing: &mut HashSet<Kind>, kind: Kind, change: &Change) -> Option<Revision> {
+    match change {
+        Change::Reset => {
+            listing.insert(kind);
+            None
+        }
+        Change::Synced(revision) => {
+            listing.remove(&kind);
+            Some(*revision)
+        }
+        Change::Set(object) | Change::Gone(object) => (!listing.contains(&kind)).then_some(object.revision),
     }
 }
 
@@ -349,4 +409,32 @@ fn check(config: &NetConfig) -> Result<(), Error> {
         return bad(format!("the instance id {:?} is not 8 hex digits", config.instance));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::object::Object;
+    use crate::value;
+
+    #[test]
+    fn a_kind_is_known_up_to_the_end_of_its_list_then_change_by_change() {
+        let object = |revision| Object::from_value(&resource::SERVICES, &value!({"metadata": {"namespace": "n", "name": "s"}}), revision);
+        let mut listing = HashSet::from([Kind::Service, Kind::Slice]);
+        for (kind, change, known) in [
+            (Kind::Service, Change::Set(object(3)), None),
+            (Kind::Service, Change::Set(object(2)), None),
+            (Kind::Service, Change::Synced(7), Some(7)),
+            (Kind::Slice, Change::Set(object(8)), None),
+            (Kind::Service, Change::Set(object(8)), Some(8)),
+            (Kind::Service, Change::Gone(object(9)), Some(9)),
+            (Kind::Service, Change::Reset, None),
+            (Kind::Service, Change::Set(object(1)), None),
+            (Kind::Service, Change::Synced(12), Some(12)),
+        ] {
+            assert_eq!(known_up_to(&mut listing, kind, &change), known, "{kind:?} {change:?}");
+        }
+        let effect = InEffect { services: 7, slices: 5 };
+        assert!(effect.reaches(Kind::Service, 7) && !effect.reaches(Kind::Service, 8) && !effect.reaches(Kind::Slice, 7));
+    }
 }

@@ -28,14 +28,14 @@ use hickory_server::proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_server::proto::rr::{DNSClass, Name as DnsName, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 use crate::api::object::Name;
 use crate::task::{self, Shutdown};
 
 use super::netlink::{Error, Links, in_netns, new_netns};
-use super::{Input, Kind, NetConfig, ipam, pod};
+use super::{InEffect, Input, Kind, NetConfig, ipam, pod};
 use forward::{Forwarder, Via};
 use holder::Holder;
 use zone::{Answer, Data, TTL_SECONDS, Type, Zone};
@@ -49,8 +49,15 @@ const TCP_QUEUE: usize = 32;
 const WAIT_FOR_LISTS: Duration = Duration::from_secs(3);
 const ALIASES_MAX: usize = 8;
 
-/// Opens the resolver's namespace and sockets, or finds those of the last daemon, and serves until `shutdown`.
-pub async fn start(config: &NetConfig, links: &Links, mtu: u32, inputs: mpsc::Receiver<Input>, shutdown: Shutdown) -> Result<(), Error> {
+/// Opens the resolver's namespace and sockets, or finds those of the last daemon, and serves until `shutdown`. Tells up to which
+/// revisions names are answered.
+pub async fn start(
+    config: &NetConfig,
+    links: &Links,
+    mtu: u32,
+    inputs: mpsc::Receiver<Input>,
+    shutdown: Shutdown,
+) -> Result<watch::Receiver<InEffect>, Error> {
     let ip = ipam::resolver(&config.pod_cidr);
     let Sockets { udp, tcp, .. } = sockets(config, links, mtu, ip).await?;
     let zone = Zone::new(&config.cluster_domain, vec![config.service_cidr, config.cluster_cidr]);
@@ -61,9 +68,10 @@ pub async fn start(config: &NetConfig, links: &Links, mtu: u32, inputs: mpsc::Re
     let udp = tokio::net::UdpSocket::from_std(udp).map_err(failed)?;
     let tcp = tokio::net::TcpListener::from_std(tcp).map_err(failed)?;
     let (complete, ready) = oneshot::channel();
-    task::spawn("net-dns-zone", follow(shared, inputs, complete));
+    let (named, in_effect) = watch::channel(InEffect::default());
+    task::spawn("net-dns-zone", follow(shared, inputs, complete, named));
     task::spawn("net-dns", serve(resolver, udp, tcp, ready, shutdown));
-    Ok(())
+    Ok(in_effect)
 }
 
 async fn serve(
@@ -155,7 +163,12 @@ struct Known {
     serial: u32,
 }
 
-async fn follow(known: Arc<RwLock<Known>>, mut inputs: mpsc::Receiver<Input>, complete: oneshot::Sender<()>) {
+async fn follow(
+    known: Arc<RwLock<Known>>,
+    mut inputs: mpsc::Receiver<Input>,
+    complete: oneshot::Sender<()>,
+    named: watch::Sender<InEffect>,
+) {
     let mut complete = Some(complete);
     let mut unseen: [Option<BTreeSet<Name>>; 2] = [None, None];
     let mut synced = [false; 2];
@@ -164,6 +177,10 @@ async fn follow(known: Arc<RwLock<Known>>, mut inputs: mpsc::Receiver<Input>, co
         Kind::Slice => 1,
     };
     while let Some(input) = inputs.recv().await {
+        if let Input::At(kind, revision) = input {
+            named.send_modify(|now| now.set(kind, revision));
+            continue;
+        }
         let mut known = known.write().expect("no panic while changing names");
         known.serial = known.serial.wrapping_add(1);
         match input {
@@ -184,6 +201,7 @@ async fn follow(known: Arc<RwLock<Known>>, mut inputs: mpsc::Receiver<Input>, co
                 }
             }
             Input::Gone(kind, name) => forget(&mut known.zone, kind, &name),
+            Input::At(..) => {}
             Input::Synced(kind) => {
                 for name in unseen[index(kind)].take().unwrap_or_default() {
                     forget(&mut known.zone, kind, &name);

@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
@@ -22,7 +22,7 @@ use crate::task::Shutdown;
 
 use super::monitor::{Heard, Monitor};
 use super::nft::{self, Change, Identity, Ruleset, Table};
-use super::{HostPort, Input, Kind, Protocol};
+use super::{HostPort, InEffect, Input, Kind, Protocol};
 use conntrack::Stale;
 use rules::{Endpoint, Facts, Fragment, Frontend, Service, Slice};
 
@@ -287,6 +287,9 @@ pub struct Proxy {
     inputs: mpsc::Receiver<Input>,
     locals: mpsc::Receiver<Local>,
     listed: Listed,
+    /// How far the state is, and how far the kernel is known to be.
+    heard: InEffect,
+    programmed: watch::Sender<InEffect>,
     /// The kernel may differ from the state: the next turn replaces everything.
     whole: bool,
     retry_ms: u64,
@@ -310,8 +313,10 @@ impl Proxy {
         let (name, own_port) = (table.name().clone(), table.port());
         let table = Arc::new(Mutex::new(table));
         let listed = Listed::default();
+        let (heard, programmed) = (InEffect::default(), watch::Sender::default());
+        let (whole, retry_ms) = (true, RETRY_MS_MIN);
         let mut proxy =
-            Proxy { state, table, name, own_port, identity, monitor, inputs, locals, listed, whole: true, retry_ms: RETRY_MS_MIN };
+            Proxy { state, table, name, own_port, identity, monitor, inputs, locals, listed, heard, programmed, whole, retry_ms };
         if proxy.identity.is_none() {
             let turn = proxy.state.turn(&proxy.name, true);
             proxy.identity = proxy.commit(turn).await?;
@@ -320,10 +325,18 @@ impl Proxy {
         Ok(proxy)
     }
 
+    /// Tells up to which revisions the kernel has the rules of services and slices.
+    pub fn in_effect(&self) -> watch::Receiver<InEffect> {
+        self.programmed.subscribe()
+    }
+
     pub async fn run(mut self, shutdown: Shutdown) {
         let mut due: Option<Instant> = None;
         loop {
             let dirty = self.state.is_dirty() || self.whole;
+            if !dirty {
+                self.programmed.send_if_modified(|told| std::mem::replace(told, self.heard) != self.heard);
+            }
             if dirty && self.may_apply() && due.is_none() {
                 due = Some(Instant::now() + TURN);
             }
@@ -370,6 +383,7 @@ impl Proxy {
                 }
             }
             Input::Gone(kind, name) => self.forget(kind, name),
+            Input::At(kind, revision) => self.heard.set(kind, revision),
             Input::Synced(kind) => {
                 for name in self.listed.unseen.remove(&kind).unwrap_or_default() {
                     self.forget(kind, name);
