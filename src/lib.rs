@@ -8,9 +8,10 @@
 //! - [`runtime`]: containers; speaks OCI, not Kubernetes.
 //! - [`net`]: pod network, services, DNS.
 //! - [`agent`]: the node: kubelet over `runtime` and `net`.
-//! - root leaves ([`config`], [`pki`], [`transport`], [`task`], [`telemetry`]) import nothing of ours.
+//! - root leaves ([`config`], [`memory`], [`pki`], [`transport`], [`task`], [`telemetry`]) import nothing of ours.
 
 pub mod config;
+pub mod memory;
 pub mod pki;
 pub mod sample;
 pub mod task;

@@ -299,7 +299,7 @@ impl Encoder<'_> {
                 body(&mut out);
                 out.truncate(out.trim_ascii_end().len());
                 out.extend_from_slice(b"}\n");
-                // Frames are kept as long as their events: without room to spare.
+                // Frames are kept for a while: without room to spare.
                 out.shrink_to_fit();
                 out.into()
             }

@@ -66,6 +66,7 @@ use crate::api::request::User;
 use crate::api::status::Status;
 use crate::api::time::Clock;
 use crate::config::Config;
+use crate::memory;
 use crate::pki::{Authority, Pki};
 use crate::store::{self, Store};
 use crate::task::{self, Shutdown};
@@ -213,7 +214,7 @@ async fn accept(listener: Listener, front: Arc<Front>, shutdown: Shutdown) {
     }
 }
 
-/// Forgets history older than one to two periods.
+/// Forgets history older than one to two periods, and lets the memory go.
 async fn compact(store: Store, shutdown: Shutdown) {
     let mut before = store.revision();
     loop {
@@ -224,6 +225,7 @@ async fn compact(store: Store, shutdown: Shutdown) {
         if let Err(error) = store.compact(before).await {
             warn!(%error, "compaction failed");
         }
+        let _ = tokio::task::spawn_blocking(memory::give_back).await;
         before = store.revision();
     }
 }

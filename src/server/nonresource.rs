@@ -261,6 +261,8 @@ fn metrics(front: &Front) -> String {
     line("coracle_store_revision", "gauge", stats.revision);
     line("coracle_store_keys", "gauge", stats.keys as u64);
     line("coracle_store_bytes", "gauge", stats.bytes as u64);
+    line("coracle_store_history_bytes", "gauge", stats.history_bytes as u64);
+    line("coracle_store_ring_bytes", "gauge", stats.ring_bytes as u64);
     line("coracle_server_uptime_seconds", "gauge", front.started.elapsed().as_secs());
     text
 }

@@ -22,6 +22,9 @@ use super::state::{Change, Entry, resource_prefix};
 const DELIVERY_MAX: usize = 256;
 /// What an event is charged beyond its key and value.
 const EVENT_OVERHEAD_BYTES: usize = 256;
+/// How many of a ring's events keep their encodings: those its watchers are busy with. Kept with all, they took several times
+/// what the events themselves do. Who comes later encodes for itself.
+const FRAMED_MAX: usize = 256;
 
 /// One change of one key.
 #[derive(Clone, Debug)]
@@ -31,8 +34,8 @@ pub struct StoreEvent {
     /// `None`: the key was deleted.
     pub value: Option<Bytes>,
     pub previous: Option<Entry>,
-    /// Shared by everyone who holds this event: a place for its encoded frames.
-    pub frames: Arc<Frames>,
+    /// Shared by everyone who holds this event while it is new: a place for its encoded frames.
+    pub frames: Option<Arc<Frames>>,
 }
 
 /// Encodings of one event, made once and shared by all its watchers. What a slot means is its user's business.
@@ -157,7 +160,7 @@ impl Hub {
                 key: change.key,
                 value: change.value,
                 previous: change.previous,
-                frames: Arc::default(),
+                frames: Some(Arc::default()),
             };
             ring.lock().push(event, self.ring_bytes, wakes);
         }
@@ -232,6 +235,9 @@ impl RingInner {
         }
         self.bytes += cost(&event);
         self.events.push_back(event);
+        if let Some(aged) = self.events.len().checked_sub(FRAMED_MAX + 1) {
+            self.events[aged].frames = None;
+        }
         while self.bytes > budget && self.events.len() > 1 {
             let old = self.events.pop_front().expect("more than one");
             self.bytes -= cost(&old);

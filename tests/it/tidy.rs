@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("server", &["api", "store"]),
     ("agent", &["api", "runtime", "net"]),
 ];
-const LEAVES: &[&str] = &["config", "pki", "transport", "task", "telemetry"];
+const LEAVES: &[&str] = &["config", "memory", "pki", "transport", "task", "telemetry"];
 const FOLDERS: &[&str] = &["api", "store", "server", "runtime", "net", "agent"];
 
 /// Crate → path prefixes that may name it.

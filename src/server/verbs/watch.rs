@@ -236,5 +236,5 @@ fn translate(storage: &'static Resource, filter: &Filter, event: StoreEvent) -> 
         (Some(old), None) => Event::Deleted(old),
         (None, None) => return None,
     };
-    Some(Framed { event: translated, frames: Some(event.frames) })
+    Some(Framed { event: translated, frames: event.frames })
 }

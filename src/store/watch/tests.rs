@@ -107,3 +107,23 @@ fn a_waiting_watcher_wakes_only_for_its_own() {
         assert_eq!(task.await.unwrap(), 2);
     });
 }
+
+#[test]
+fn encodings_are_shared_while_an_event_is_new_then_let_go() {
+    let hub = hub(1 << 20);
+    let mut first = hub.watch(b"g\0r\0", 0).unwrap();
+    let mut second = hub.watch(b"g\0r\0", 0).unwrap();
+    publish(&hub, &[(1, "g\0r\0a\x001")]);
+    let told = |watcher: &mut Watcher| watcher.try_next().unwrap().remove(0).frames.unwrap();
+    let made = told(&mut first).get_or_init(0, || "made once".into());
+    assert_eq!(told(&mut second).get_or_init(0, || unreachable!("it is there")), made);
+    let held = Arc::downgrade(&told(&mut hub.watch(b"g\0r\0", 0).unwrap()));
+    for revision in 2..=FRAMED_MAX as u64 {
+        publish(&hub, &[(revision, "g\0r\0a\x001")]);
+    }
+    assert!(held.upgrade().is_some());
+    publish(&hub, &[(FRAMED_MAX as u64 + 1, "g\0r\0a\x001")]);
+    assert!(held.upgrade().is_none(), "no ring holds it any more");
+    let late = hub.watch(b"g\0r\0", 0).unwrap().try_next().unwrap();
+    assert_eq!(late.iter().map(|e| e.frames.is_some()).collect::<Vec<_>>()[..2], [false, true]);
+}
