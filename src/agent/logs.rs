@@ -129,7 +129,10 @@ pub async fn find(shared: &Shared, pod: Pod<'_>, container: &str, previous: bool
         });
     };
     if !previous {
-        return Ok(Wanted { path: shared.log_path(pod, container, attempt), container: latest.map(|c| (pod.uid().to_string(), c.id.clone())) });
+        return Ok(Wanted {
+            path: shared.log_path(pod, container, attempt),
+            container: latest.map(|c| (pod.uid().to_string(), c.id.clone())),
+        });
     }
     match attempt.checked_sub(1) {
         Some(before) if shared.log_path(pod, container, before).exists() => {

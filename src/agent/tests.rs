@@ -468,9 +468,13 @@ async fn versions(world: &World, mut events: broadcast::Receiver<(&'static str, 
 #[tokio::test]
 async fn a_container_exchanged_for_its_next_attempt_leaves_no_gap() {
     let reported = |pod: &Value| pod.list_at(&["status", "containerStatuses"]).first().cloned().unwrap_or_default();
-    let has_ended = |pod: &Value| reported(pod).i64_at(&["restartCount"]) == Some(1) || reported(pod).str_at(&["state", "waiting", "reason"]) == "ErrImagePull";
+    let has_ended = |pod: &Value| {
+        reported(pod).i64_at(&["restartCount"]) == Some(1) || reported(pod).str_at(&["state", "waiting", "reason"]) == "ErrImagePull"
+    };
     let probe = serde_json::json!({"exec": {"command": ["fails"]}, "initialDelaySeconds": 2, "failureThreshold": 1});
-    for (case, image, probe) in [("image", "app:2", serde_json::Value::Null), ("liveness", "app:1", probe), ("no-image", "none:1", serde_json::Value::Null)] {
+    for (case, image, probe) in
+        [("image", "app:2", serde_json::Value::Null), ("liveness", "app:1", probe), ("no-image", "none:1", serde_json::Value::Null)]
+    {
         let world = World::new(&format!("exchange-{case}")).await;
         world.runtime.add_image("app:2", ImageConfig::default());
         world.runtime.on_exec("fails", crate::runtime::fake::ExecAnswer { code: 1, ..Default::default() });

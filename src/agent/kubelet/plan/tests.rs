@@ -249,7 +249,9 @@ fn a_pod_has_stopped_when_it_is_leaving_and_nothing_runs() {
         p.set(&["spec", "activeDeadlineSeconds"], 1);
         p.set(&["status", "startTime"], "2023-11-14T22:13:00Z");
     };
-    let refused = |_: &mut Value, o: &mut Observed| o.rejected = Some(crate::agent::kubelet::observe::Reason { reason: "OutOfcpu".into(), message: String::new() });
+    let refused = |_: &mut Value, o: &mut Observed| {
+        o.rejected = Some(crate::agent::kubelet::observe::Reason { reason: "OutOfcpu".into(), message: String::new() })
+    };
     type Change = fn(&mut Value, &mut Observed);
     for (case, policy, change, observed, expected) in [
         ("runs", "Always", plain as Change, running(), false),

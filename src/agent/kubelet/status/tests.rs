@@ -228,7 +228,15 @@ fn a_container_making_way_for_its_next_attempt_is_as_it_was() {
         ("it has to wait", "Always", vec![once()], plain, None, Some(backoff(0)), false),
         ("the pod is deleted", "Always", vec![once()], deleted, None, None, false),
         ("the sandbox is gone, too", "Always", vec![once()], lost, None, None, false),
-        ("the next one could not be run", "Always", vec![once(), Container { id: "c2".into(), attempt: 2, ..exited(128) }], plain, None, None, false),
+        (
+            "the next one could not be run",
+            "Always",
+            vec![once(), Container { id: "c2".into(), attempt: 2, ..exited(128) }],
+            plain,
+            None,
+            None,
+            false,
+        ),
     ];
     for (case, policy, containers, change, failure, backoff, held) in cases {
         let mut p = pod(policy);
@@ -253,7 +261,12 @@ fn what_is_no_more_is_patched_away() {
             value!([{"type": "Ready", "status": "True"}, {"type": "Same", "status": "True"}]),
             value!([{"type": "Ready", "status": "True", "reason": null, "message": null}]),
         ),
-        ("podIPs", value!([{"ip": "10.0.0.1"}]), value!([{"ip": "10.0.0.2"}]), value!([{"ip": "10.0.0.2"}, {"ip": "10.0.0.1", "$patch": "delete"}])),
+        (
+            "podIPs",
+            value!([{"ip": "10.0.0.1"}]),
+            value!([{"ip": "10.0.0.2"}]),
+            value!([{"ip": "10.0.0.2"}, {"ip": "10.0.0.1", "$patch": "delete"}]),
+        ),
         ("containerStatuses", value!([{"name": "a", "started": true}]), value!([{"name": "a"}]), value!([{"name": "a"}])),
     ] {
         let sent = patch(&value!({key: had.clone()}), &value!({key: have.clone()})).unwrap();
