@@ -12,7 +12,8 @@ pub fn limit_arenas() {
 }
 
 /// Gives pages without anything in them back to the kernel. By itself the allocator does that only at the end of an arena, and
-/// something that lasts is always there. Takes milliseconds, in which others may wait for an arena: for when much became free at once.
+/// something that lasts is always there. Others may wait for an arena meanwhile (a millisecond where there is nothing, 30 to 45 ms for 200
+/// MB in small pieces): for when much became free at once, every few minutes.
 pub fn give_back() {
     // SAFETY: takes a plain number, and locks each arena itself.
     unsafe { libc::malloc_trim(0) };
