@@ -219,6 +219,13 @@ impl Pipeline {
         apply::track(old, new, &write, &form, &self.versions(row, &context.subresource));
     }
 
+    /// What the API server itself writes into a status.
+    pub(super) fn manage_own_fields(&self, row: &Row, new: &mut Value, old: &Value, now: &str) {
+        let (api_version, form) = (row.resource.api_version(), row.storage.api_version());
+        let write = Write { manager: "kube-apiserver", subresource: "status", api_version: &api_version, now };
+        apply::track(Some(old), new, &write, &form, &self.versions(row, "status"));
+    }
+
     /// The same for what a subresource is asked with and nothing stores.
     pub(super) fn manage_subresource_fields(&self, context: &Context, sub: &Subresource, ty: TypeRef, new: &mut Value) {
         let (api_version, now) = (resource::api_version(sub.group, sub.version), context.now.to_string());

@@ -140,6 +140,8 @@ pub enum Effect {
     Create { resource: &'static Resource, namespace: String, name: String, object: Value },
     /// Fails (ditto) if the object is no longer at `old.revision`.
     Update { old: Object, object: Value },
+    /// The same, and what changed is the API server's, as if it had written `/status`.
+    UpdateStatus { old: Object, object: Value },
     /// A missing object is fine.
     Delete { resource: &'static Resource, namespace: String, name: String },
     /// No write: the batch fails (ditto) unless the object is still at this revision.
@@ -499,6 +501,10 @@ pub trait Strategy: Send + Sync {
     /// Cells, as many as columns. The default prints the name and the age (`table::age`).
     fn row(&self, object: &Value, now: Time) -> Vec<Value> {
         crate::server::table::default_row(object, now)
+    }
+    /// What a Table says of the row as a whole: `(reason, message)` of something that has come to its end.
+    fn completed(&self, object: &Value) -> Option<(&'static str, &'static str)> {
+        None
     }
     /// `as_` is the requested version: `regarding.name` exists in events.k8s.io only.
     fn selectable(&self, as_: &'static Resource) -> &'static [Selectable] {

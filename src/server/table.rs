@@ -42,7 +42,11 @@ fn definition(column: &Column) -> Value {
 
 /// One row; `object` is a tree of the storage version, of which cells and metadata are, `shown` of the served one.
 pub fn row(strategy: &dyn Strategy, object: &Value, shown: &Value, include: Include, version: &str, now: Time) -> Value {
-    row_of(strategy.row(object, now), object, shown, include, version)
+    let mut row = row_of(strategy.row(object, now), object, shown, include, version);
+    if let Some((reason, message)) = strategy.completed(object) {
+        row.set(&["conditions"], crate::value!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]));
+    }
+    row
 }
 
 fn row_of(cells: Vec<Value>, object: &Value, shown: &Value, include: Include, version: &str) -> Value {

@@ -1,5 +1,7 @@
 //! Values as upstream's messages print them, and how two of them differ.
 
+use std::collections::HashMap;
+
 use super::{Field, Kind, Shape, Type, TypeRef, object_meta};
 use crate::api::json;
 use crate::api::value::{Map, Value};
@@ -237,8 +239,8 @@ fn pretty(json: &str) -> Vec<String> {
 }
 
 const CONTEXT: usize = 3;
-/// Pairs of lines compared at most; beyond that all in between counts as changed.
-const PAIRS_MAX: usize = 4_000_000;
+/// Pairs of lines looked at at most; beyond that all in between counts as changed.
+const STEPS_MAX: usize = 4_000_000;
 
 /// A unified diff without file names.
 fn unified(old: &[String], new: &[String]) -> String {
@@ -280,37 +282,62 @@ fn unified(old: &[String], new: &[String]) -> String {
     out
 }
 
-/// Indices of a longest run of lines both have in the same order.
+/// Indices of lines that match, as Python's `difflib` and those that took after it find them: the longest block both have, then the same
+/// to its left and right. That is not always the most that could match, and upstream's texts show it.
 fn matches(old: &[String], new: &[String]) -> Vec<(usize, usize)> {
-    let head = old.iter().zip(new).take_while(|(a, b)| a == b).count();
-    let tail = old[head..].iter().rev().zip(new[head..].iter().rev()).take_while(|(a, b)| a == b).count();
-    let (rows, columns) = (old.len() - head - tail, new.len() - head - tail);
-    let mut pairs: Vec<(usize, usize)> = (0..head).map(|i| (i, i)).collect();
-    if rows * columns <= PAIRS_MAX {
-        let width = columns + 1;
-        let mut longest = vec![0u32; (rows + 1) * width];
-        for i in (0..rows).rev() {
-            for j in (0..columns).rev() {
-                longest[i * width + j] = match old[head + i] == new[head + j] {
-                    true => longest[(i + 1) * width + j + 1] + 1,
-                    false => longest[(i + 1) * width + j].max(longest[i * width + j + 1]),
-                };
-            }
-        }
-        let (mut i, mut j) = (0, 0);
-        while i < rows && j < columns {
-            if old[head + i] == new[head + j] {
-                pairs.push((head + i, head + j));
-                (i, j) = (i + 1, j + 1);
-            } else if longest[(i + 1) * width + j] >= longest[i * width + j + 1] {
-                i += 1;
-            } else {
-                j += 1;
-            }
+    let mut places: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (j, line) in new.iter().enumerate() {
+        places.entry(line).or_default().push(j);
+    }
+    // In long texts, lines that are everywhere say nothing about where we are.
+    if new.len() >= 200 {
+        places.retain(|_, at| at.len() <= new.len() / 100 + 1);
+    }
+    let mut pairs = Vec::new();
+    let mut steps = 0;
+    let mut rest = vec![(0, old.len(), 0, new.len())];
+    while let Some((from, to, into, until)) = rest.pop() {
+        let (i, j, length) = longest_block(old, new, &places, (from, to, into, until), &mut steps);
+        if length > 0 && steps < STEPS_MAX {
+            pairs.extend((0..length).map(|k| (i + k, j + k)));
+            rest.push((from, i, into, j));
+            rest.push((i + length, to, j + length, until));
         }
     }
-    pairs.extend((0..tail).map(|k| (old.len() - tail + k, new.len() - tail + k)));
+    pairs.sort_unstable();
     pairs
+}
+
+/// The first of the longest blocks of equal lines between `old[from..to]` and `new[into..until]`: where it is in both, and how long.
+fn longest_block(
+    old: &[String],
+    new: &[String],
+    places: &HashMap<&str, Vec<usize>>,
+    (from, to, into, until): (usize, usize, usize, usize),
+    steps: &mut usize,
+) -> (usize, usize, usize) {
+    let (mut i, mut j, mut length) = (from, into, 0);
+    // How long the block is that ends before a line of the new text.
+    let mut ending: HashMap<usize, usize> = HashMap::new();
+    for (at, line) in old.iter().enumerate().take(to).skip(from) {
+        let mut next = HashMap::new();
+        for place in places.get(line.as_str()).into_iter().flatten().copied().filter(|p| (into..until).contains(p)) {
+            let long = ending.get(&place).copied().unwrap_or(0) + 1;
+            next.insert(place + 1, long);
+            *steps += 1;
+            if long > length {
+                (i, j, length) = (at + 1 - long, place + 1 - long, long);
+            }
+        }
+        ending = next;
+    }
+    while i > from && j > into && old[i - 1] == new[j - 1] {
+        (i, j, length) = (i - 1, j - 1, length + 1);
+    }
+    while i + length < to && j + length < until && old[i + length] == new[j + length] {
+        length += 1;
+    }
+    (i, j, length)
 }
 
 #[cfg(test)]
@@ -318,6 +345,16 @@ mod tests {
     use super::*;
     use crate::api::schema::type_named;
     use crate::value;
+
+    #[test]
+    fn the_longest_block_wins() {
+        let lines = |text: &str| text.chars().map(String::from).collect::<Vec<_>>();
+        let of = |a: &str, b: &str| unified(&lines(a), &lines(b)).replace('\n', " ");
+        // What is put before another of its kind begins with the bracket, not after the one that was there.
+        assert_eq!(of("[{a}]", "[{b}{a}]"), "@@ -1,4 +1,7 @@  [ +{ +b +}  {  a  } ");
+        assert_eq!(of("abc", "abc"), "");
+        assert_eq!(of("abxcd", "abcd"), "@@ -1,5 +1,4 @@  a  b -x  c  d ");
+    }
 
     #[test]
     fn differences_are_told_in_lines() {

@@ -84,6 +84,6 @@ fn charge(context: &Context, stored: Object, object: &Value, old: Option<&Value>
     let mut total = used;
     total.extend(after);
     charged.set(&["status", "used"], quota::to_value(&total));
-    context.also(Effect::Update { old: stored, object: charged });
+    context.also(Effect::UpdateStatus { old: stored, object: charged });
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::api::value::Value;
 use crate::store::{Batch, Error, Expect, Written};
 
 use super::update::Ownership;
-use super::{ATTEMPTS_MAX, add_effects, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
+use super::{ATTEMPTS_MAX, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
 use crate::server::pipeline::Pipeline;
 use crate::server::registry::Row;
 use crate::server::strategy::{Context, NameRule, Operation};
@@ -90,7 +90,7 @@ impl Pipeline {
             }
             let key = super::object_key(&object);
             let mut batch = put_batch(&*row.strategy, key.clone(), Expect::Absent, &object, &tree);
-            add_effects(&mut batch, context.take_effects(), &context.now.to_string());
+            self.add_effects(&mut batch, context.take_effects(), &context.now.to_string());
             match self.store.write(batch).await {
                 Ok(Written { revisions, .. }) => {
                     self.note_findings(row, &context, &tree).await;

@@ -89,7 +89,7 @@ impl Pipeline {
             return Ok(Some(Response::Value { value: self.to_answer(row, value), code: accepted(options) }));
         }
         let mut batch = put_batch(&*row.strategy, super::object_key(old), Expect::At(old.revision), &object, &value);
-        super::add_effects(&mut batch, context.take_effects(), &context.now.to_string());
+        self.add_effects(&mut batch, context.take_effects(), &context.now.to_string());
         match self.store.write(batch).await {
             Ok(written) => {
                 Ok(Some(Response::Object { object: Object { revision: written.revisions[0], ..object }, code: accepted(options) }))

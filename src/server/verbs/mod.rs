@@ -227,6 +227,42 @@ impl Pipeline {
             }
         }
     }
+
+    /// Adds what hooks asked for to a batch. Deletions of the request itself were put in before.
+    fn add_effects(&self, batch: &mut Batch, effects: Vec<Effect>, now: &str) {
+        for effect in effects {
+            match effect {
+                Effect::Create { resource, namespace, name, mut object } => {
+                    object.set(&["metadata", "name"], name.as_str());
+                    if resource.namespaced {
+                        object.set(&["metadata", "namespace"], namespace.as_str());
+                    }
+                    let metadata = object.make_map(&["metadata"]);
+                    metadata.insert_default("uid", uid());
+                    metadata.insert_default("creationTimestamp", now);
+                    let key = Bytes::from(resource.key(&namespace, &name));
+                    let value = Object::from_value(resource.storage(), &object, 0).bytes;
+                    batch.checks.push(Check { key: key.clone(), expect: Expect::Absent });
+                    batch.puts.push(Put { key, value, ttl_seconds: None });
+                }
+                Effect::Update { old, object } => replace(batch, &old, &object),
+                Effect::UpdateStatus { old, mut object } => {
+                    self.manage_own_fields(self.registry.row(old.resource), &mut object, &old.value(), now);
+                    replace(batch, &old, &object);
+                }
+                Effect::Delete { resource, namespace, name } => batch.deletes.push(Bytes::from(resource.key(&namespace, &name))),
+                Effect::Unchanged { object } => {
+                    batch.checks.push(Check { key: object_key(&object), expect: Expect::At(object.revision) });
+                }
+            }
+        }
+    }
+}
+
+fn replace(batch: &mut Batch, old: &Object, object: &Value) {
+    let key = object_key(old);
+    batch.checks.push(Check { key: key.clone(), expect: Expect::At(old.revision) });
+    batch.puts.push(Put { key, value: Object::from_value(old.resource, object, 0).bytes, ttl_seconds: None });
 }
 
 /// Decodes the body of a request for the main resource or a subresource that speaks the same kind.
@@ -298,36 +334,6 @@ fn parse_revision(text: &str) -> std::result::Result<u64, String> {
         let go = if text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() { "value out of range" } else { "invalid syntax" };
         format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: {go}")
     })
-}
-
-/// Adds what hooks asked for to a batch. Deletions of the request itself were put in before.
-fn add_effects(batch: &mut Batch, effects: Vec<Effect>, now: &str) {
-    for effect in effects {
-        match effect {
-            Effect::Create { resource, namespace, name, mut object } => {
-                object.set(&["metadata", "name"], name.as_str());
-                if resource.namespaced {
-                    object.set(&["metadata", "namespace"], namespace.as_str());
-                }
-                let metadata = object.make_map(&["metadata"]);
-                metadata.insert_default("uid", uid());
-                metadata.insert_default("creationTimestamp", now);
-                let key = Bytes::from(resource.key(&namespace, &name));
-                let value = Object::from_value(resource.storage(), &object, 0).bytes;
-                batch.checks.push(Check { key: key.clone(), expect: Expect::Absent });
-                batch.puts.push(Put { key, value, ttl_seconds: None });
-            }
-            Effect::Update { old, object } => {
-                let key = object_key(&old);
-                batch.checks.push(Check { key: key.clone(), expect: Expect::At(old.revision) });
-                batch.puts.push(Put { key, value: Object::from_value(old.resource, &object, 0).bytes, ttl_seconds: None });
-            }
-            Effect::Delete { resource, namespace, name } => batch.deletes.push(Bytes::from(resource.key(&namespace, &name))),
-            Effect::Unchanged { object } => {
-                batch.checks.push(Check { key: object_key(&object), expect: Expect::At(object.revision) });
-            }
-        }
-    }
 }
 
 fn object_key(object: &Object) -> Bytes {

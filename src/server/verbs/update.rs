@@ -13,7 +13,7 @@ use crate::api::{json, yaml};
 use crate::store::{Error, Expect, Written};
 
 use super::create::{empty_batch, not_acted_on};
-use super::{ATTEMPTS_MAX, add_effects, check_name, check_options, decode_object, dedup_owners, put_batch, settle_namespace, store_error};
+use super::{ATTEMPTS_MAX, check_name, check_options, decode_object, dedup_owners, put_batch, settle_namespace, store_error};
 use crate::server::apply::{self, Ownable};
 use crate::server::auth::Attributes;
 use crate::server::patch;
@@ -167,9 +167,9 @@ impl Pipeline {
             }
             _ => strategy.prepare_subresource_update(context, &mut value, old)?,
         }
-        // The kind's rules for subresources have no eye for the whole of it.
+        // Rules for what is not the spec have no eye for the whole of it.
         let mut looks = strategy.metadata_looks(context.resource);
-        if !matches!(context.subresource.as_str(), "" | "scale") {
+        if !matches!(context.subresource.as_str(), "" | "scale" | "ephemeralcontainers" | "resize") {
             looks.whole = 0;
         }
         let mut errors = super::metadata_update_errors(row, looks, &value, old);
@@ -213,7 +213,7 @@ impl Pipeline {
         }
         let key = super::object_key(old);
         let mut batch = put_batch(&*row.strategy, key.clone(), Expect::At(old.revision), &object, &value);
-        add_effects(&mut batch, effects, &context.now.to_string());
+        self.add_effects(&mut batch, effects, &context.now.to_string());
         match self.store.write(batch).await {
             Ok(Written { revisions, .. }) => {
                 self.note_findings(row, context, &value).await;
@@ -238,7 +238,7 @@ impl Pipeline {
         let mut batch = empty_batch();
         batch.checks.push(crate::store::Check { key: key.clone(), expect: Expect::At(old.revision) });
         batch.deletes.push(key);
-        add_effects(&mut batch, context.take_effects(), &context.now.to_string());
+        self.add_effects(&mut batch, context.take_effects(), &context.now.to_string());
         let puts = batch.puts.len();
         match self.store.write(batch).await {
             // Ours is the first of the deletions, which come after the puts.
@@ -275,7 +275,7 @@ impl Pipeline {
                 continue;
             }
             let mut batch = put_batch(&*row.strategy, super::object_key(&old), Expect::At(old.revision), &object, &value);
-            add_effects(&mut batch, context.effects(), &context.now.to_string());
+            self.add_effects(&mut batch, context.effects(), &context.now.to_string());
             match self.store.write(batch).await {
                 Ok(Written { revisions, .. }) => return Ok(Object { revision: revisions[0], ..object }),
                 Err(Error::Conflict { .. }) => {}

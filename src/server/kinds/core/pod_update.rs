@@ -4,7 +4,8 @@ use super::pod_spec;
 use crate::api::schema;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::value::{Map, Value};
-use crate::server::cursor;
+use crate::server::cursor::{self, At};
+use crate::server::validation as check;
 
 const ONLY: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,\
     `spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` \
@@ -165,56 +166,117 @@ fn gates(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
     }
 }
 
-/// `/status`.
+/// `/status`: what can hardly be so.
 pub fn status(new: &Value, old: &Value) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let nominated = new.str_at(&["status", "nominatedNodeName"]);
-    if !nominated.is_empty() && nominated != old.str_at(&["status", "nominatedNodeName"]) {
-        crate::server::validation::invalid(
-            &mut errors,
-            "status.nominatedNodeName",
-            nominated,
-            crate::server::validation::subdomain(nominated),
-        );
-    }
-    let ips = new.list_at(&["status", "podIPs"]);
-    for (i, ip) in ips.iter().enumerate() {
-        let ip = ip.str_at(&["ip"]);
-        let messages = crate::server::validation::ip(ip);
-        crate::server::validation::invalid(&mut errors, &format!("status.podIPs[{i}]"), ip, messages);
-    }
-    let is_v4 = |ip: &Value| !ip.str_at(&["ip"]).contains(':');
-    if ips.len() > 2 || (ips.len() == 2 && is_v4(&ips[0]) == is_v4(&ips[1])) {
-        let ty = schema::type_of("v1", "Pod").expect("the table has pods");
-        errors.extend(cursor::validate(ty, new, |pod| {
-            pod.at(&["status", "podIPs"]).invalid("may specify no more than one IP for each IP family");
-        }));
-    }
-    let (is, was) = (new.str_at(&["status", "qosClass"]), old.str_at(&["status", "qosClass"]));
-    if !was.is_empty() && is != was {
-        errors.push(FieldError::invalid("status.qosClass", is, crate::server::validation::IMMUTABLE));
-    }
-    restarts(&mut errors, new, old, "containerStatuses", "containers");
+    let mut errors = annotations(new, old);
+    let ty = schema::type_of("v1", "Pod").expect("the table has pods");
+    errors.extend(cursor::validate(ty, new, |pod| {
+        let status = pod.get("status");
+        for condition in status.get("conditions").each() {
+            let kind = condition.get("type");
+            if !matches!(kind.str(), "PodScheduled" | "Ready" | "Initialized") {
+                kind.called(format!("{}.Type", condition.path)).ok(check::qualified_name);
+            }
+        }
+        let nominated = status.get("nominatedNodeName");
+        if nominated.str() != old.str_at(&["status", "nominatedNodeName"]) {
+            nominated.may_be(check::subdomain);
+        }
+        let (is, was) = (status.get("qosClass"), old.str_at(&["status", "qosClass"]));
+        if !was.is_empty() && is.str() != was {
+            is.invalid(check::IMMUTABLE);
+        }
+        for (list, spec) in [("containerStatuses", "containers"), ("initContainerStatuses", "initContainers")] {
+            restarts(&status.get(list), old, list, old.str_at(&["spec", "restartPolicy"]), spec);
+        }
+        // Those never restart.
+        restarts(&status.get("ephemeralContainerStatuses"), old, "ephemeralContainerStatuses", "Never", "ephemeralContainers");
+        claim_statuses(&status.get("resourceClaimStatuses"), new);
+        addresses(&status.get("podIPs"));
+        let hosts = status.get("hostIPs");
+        if let Some(first) = hosts.each().first()
+            && first.get("ip").str() != status.get("hostIP").str()
+        {
+            first.get("ip").invalid("must be equal to `hostIP`");
+        }
+        addresses(&hosts);
+        for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+            status.get(list).each().iter().for_each(|one| user(one, new.str_at(&["spec", "os", "name"]) == "windows"));
+        }
+        if status.get("observedGeneration").int() < 0 {
+            status.get("observedGeneration").invalid("must be a non-negative integer");
+        }
+    }));
     errors
 }
 
-/// A container that may not restart cannot leave the terminated state.
-fn restarts(errors: &mut Vec<FieldError>, new: &Value, old: &Value, statuses: &str, _containers: &str) {
-    if old.str_at(&["spec", "restartPolicy"]) == "Always" {
+/// A container that may not restart cannot leave the terminated state. Places are those of the old list.
+fn restarts(statuses: &At, old: &Value, list: &str, policy: &str, spec: &str) {
+    if policy == "Always" {
         return;
     }
-    for was in old.list_at(&["status", statuses]) {
+    let may_restart = |name: &str| {
+        let containers = old.list_at(&["spec", spec]);
+        containers.iter().any(|c| c.str_at(&["name"]) == name && c.str_at(&["restartPolicy"]) == "Always")
+    };
+    for (i, was) in old.list_at(&["status", list]).iter().enumerate() {
+        let name = was.str_at(&["name"]);
         let Some(before) = was.at(&["state", "terminated"]) else { continue };
-        if old.str_at(&["spec", "restartPolicy"]) == "OnFailure" && before.i64_at(&["exitCode"]).unwrap_or(0) != 0 {
+        let failed = before.i64_at(&["exitCode"]).unwrap_or(0) != 0;
+        if failed && policy == "OnFailure" || spec == "initContainers" && may_restart(name) {
             continue;
         }
-        let name = was.str_at(&["name"]);
-        let position = new.list_at(&["status", statuses]).iter().position(|s| s.str_at(&["name"]) == name);
-        let Some(i) = position else { continue };
-        if new.list_at(&["status", statuses])[i].at(&["state", "terminated"]).is_none() {
+        for _ in statuses.each().iter().filter(|is| is.get("name").str() == name && !is.at(&["state", "terminated"]).is_set()) {
             let why = "may not be transitioned to non-terminated state";
-            errors.push(FieldError::forbidden(format!("status.{statuses}[{i}].state"), why));
+            statuses.push(FieldError::forbidden(format!("{}[{i}].state", statuses.path), why));
         }
+    }
+}
+
+/// Each is about one of the pod's claims.
+fn claim_statuses(statuses: &At, pod: &Value) {
+    let claims: Vec<&str> = pod.list_at(&["spec", "resourceClaims"]).iter().map(|c| c.str_at(&["name"])).collect();
+    let mut seen = Vec::new();
+    for status in statuses.each() {
+        let name = status.get("name");
+        if !claims.contains(&name.str()) {
+            name.invalid("must match the name of an entry in `spec.resourceClaims`");
+        }
+        if seen.contains(&name.str()) {
+            name.duplicate();
+        }
+        seen.push(name.str());
+        let claim = status.get("resourceClaimName");
+        if claim.is_set() {
+            check::subdomain(claim.str()).into_iter().for_each(|why| name.invalid_as(claim.str(), why));
+        }
+    }
+}
+
+/// At most one of each family.
+fn addresses(ips: &At) {
+    let all = ips.each();
+    all.iter().for_each(|ip| check::ip(ip.get("ip").str()).into_iter().for_each(|why| ip.invalid_as(ip.get("ip").str(), why)));
+    let is_v4 = |ip: &At| !ip.get("ip").str().contains(':');
+    if all.len() > 2 || (all.len() == 2 && is_v4(&all[0]) == is_v4(&all[1])) {
+        ips.invalid("may specify no more than one IP for each IP family");
+    }
+}
+
+/// As whom a container runs.
+fn user(status: &At, on_windows: bool) {
+    let linux = status.at(&["user", "linux"]);
+    // Upstream leaves `user` out of the place.
+    let at = linux.called(format!("{}.linux", status.path));
+    match (linux.is_set(), on_windows) {
+        (true, true) => at.forbidden("cannot be set for a windows pod"),
+        (true, false) => {
+            let groups = at.get("supplementalGroups").each();
+            for id in [at.get("uid"), at.get("gid")].iter().chain(&groups) {
+                id.between(0, i64::from(i32::MAX));
+            }
+        }
+        (false, _) => {}
     }
 }
 

@@ -144,6 +144,13 @@ impl Strategy for Pods {
     fn row(&self, object: &Value, now: Time) -> Vec<Value> {
         row(object, now)
     }
+    fn completed(&self, pod: &Value) -> Option<(&'static str, &'static str)> {
+        match pod.str_at(&["status", "phase"]) {
+            "Succeeded" => Some(("Succeeded", "The pod has completed successfully.")),
+            "Failed" => Some(("Failed", "The pod failed.")),
+            _ => None,
+        }
+    }
     fn selectable(&self, _: &'static Resource) -> &'static [Selectable] {
         SELECTABLE
     }
