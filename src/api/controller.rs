@@ -165,7 +165,7 @@ pub struct Job {
     pub id: u64,
     pub key: Key,
     pub actions: Vec<Action>,
-    /// 0 at first; more when sent again after silence.
+    /// 0 at first; more when what is in doubt is sent again.
     pub attempt: u32,
 }
 
@@ -215,9 +215,13 @@ struct State {
 }
 
 struct Sent {
+    /// Of a job that is sent again, only what is in doubt.
     job: Job,
     /// Waiting to be sent again.
     silent: bool,
+    /// What the other actions of the job gave: a refusal; and whether some were not tried.
+    failure: Option<Status>,
+    cut: bool,
 }
 
 const BACKOFF_MS_MIN: i64 = 20;
@@ -385,7 +389,7 @@ impl Engine {
             world.assume(action);
         }
         let job = Job { id, key, actions, attempt: 0 };
-        state.job = Some(Sent { job: job.clone(), silent: false });
+        state.job = Some(Sent { job: job.clone(), silent: false, failure: None, cut: false });
         self.in_flight += 1;
         Some(job)
     }
@@ -396,18 +400,16 @@ impl Engine {
         if state.job.as_ref().is_none_or(|sent| sent.job.id != id || sent.silent) {
             return;
         }
-        let mut job = state.job.take().expect("just seen").job;
-        let mut left = Vec::new();
-        let mut unknown = false;
-        let mut failure = None;
+        let Sent { mut job, mut failure, mut cut, .. } = state.job.take().expect("just seen");
+        let mut doubtful = Vec::new();
         for (action, outcome) in std::mem::take(&mut job.actions).into_iter().zip(outcomes) {
             match outcome {
                 Outcome::Landed(gate) => state.gates.extend(gate),
-                Outcome::Unknown(_) => {
-                    unknown = true;
-                    left.push(action);
+                Outcome::Unknown(_) => doubtful.push(action),
+                Outcome::Skipped => {
+                    cut = true;
+                    world.forget(&action);
                 }
-                Outcome::Skipped => left.push(action),
                 Outcome::Failed(status) => {
                     world.forget(&action);
                     if let Some(gate) = moved(&action, &status, world) {
@@ -419,19 +421,17 @@ impl Engine {
                 }
             }
         }
-        if unknown {
-            job.actions = left;
+        // What may have happened is asked for until it is known; what was not tried is decided anew afterwards.
+        if !doubtful.is_empty() {
+            job.actions = doubtful;
             let delay = backoff(job.attempt, RESEND_MS_MAX);
-            state.job = Some(Sent { job, silent: true });
+            state.job = Some(Sent { job, silent: true, failure, cut });
             set_timer(&mut self.timers, state, key, now_ms + delay);
             return;
         }
-        for action in &left {
-            world.forget(action);
-        }
         self.in_flight -= 1;
         let dirty = std::mem::take(&mut state.dirty);
-        let incomplete = failure.is_some() || !left.is_empty();
+        let incomplete = failure.is_some();
         if incomplete {
             state.failures += 1;
             state.failure = failure;
@@ -447,7 +447,7 @@ impl Engine {
             .gates
             .iter()
             .any(|gate| matches!(gate, Gate::Seen { key, .. } if world.follows(key.resource) && world.get(key).is_none()));
-        if dirty || unseen {
+        if dirty || unseen || cut && !incomplete {
             self.enqueue(key.clone(), world);
         } else if !incomplete {
             self.tidy(key);
@@ -567,6 +567,51 @@ mod tests {
         assert!(engine.poll(&mut world, 0).is_none(), "not seen yet");
         relist(&mut engine, &mut world, &[], 9);
         assert!(engine.poll(&mut world, 0).is_some());
+    }
+
+    /// Wants four pods.
+    struct Pods;
+
+    impl Controller for Pods {
+        fn name(&self) -> &'static str {
+            "pods"
+        }
+        fn resources(&self) -> Vec<&'static Resource> {
+            vec![&PODS]
+        }
+        fn touched(&self, _: &Touched, _: &World) -> Vec<Key> {
+            vec![Key::new(&PODS, "n", OWNER)]
+        }
+        fn reconcile(&self, _: &Key, world: &World, _: &Turn) -> Vec<Action> {
+            let wanted = ["a", "b", "c", "d"].iter().filter(|name| world.find(&PODS, "n", name).is_none());
+            let object = |name: &&str| value!({"metadata": {"name": name.to_string(), "namespace": "n"}});
+            wanted.map(|name| Action::Create { resource: &PODS, object: object(name), then: None }).collect()
+        }
+    }
+
+    #[test]
+    fn only_what_is_in_doubt_is_sent_again_and_a_refusal_beside_it_counts() {
+        let (mut engine, mut world) = (Engine::new(Box::new(Pods), 1), World::new(&[&PODS]));
+        relist(&mut engine, &mut world, &[], 5);
+        engine.enqueue(Key::new(&PODS, "n", OWNER), &world);
+        let job = engine.poll(&mut world, 0).expect("pods are wanted");
+        let lost = || Outcome::Unknown(Status::timeout("lost", 1));
+        let refused = || Outcome::Failed(Status::forbidden(&PODS, "p", "no"));
+        engine.done(&job.key, job.id, vec![lost(), refused(), lost(), Outcome::Skipped], &mut world, 0);
+        let again = engine.poll(&mut world, BACKOFF_MS_MIN).expect("sent again");
+        let name = |action: &Action| match action {
+            Action::Create { object, .. } => object.str_at(&["metadata", "name"]).to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((again.attempt, again.actions.iter().map(name).collect::<Vec<_>>()), (1, vec!["a".into(), "c".into()]));
+        let gate = Gate::Seen { key: Key::new(&PODS, "n", "c"), revision: 9 };
+        engine.done(&job.key, job.id, vec![refused(), Outcome::Landed(Some(gate))], &mut world, 100);
+        assert!(engine.poll(&mut world, 100).is_none(), "the refusals are backed off from");
+        assert!(engine.poll(&mut world, 100 + BACKOFF_MS_MIN).is_none(), "what landed has not been seen");
+        let there = Object::from_value(&PODS, &value!({"metadata": {"name": "c", "namespace": "n", "uid": "u"}}), 9);
+        relist(&mut engine, &mut world, &[there], 9);
+        let new = engine.poll(&mut world, 200).expect("decided anew");
+        assert_eq!(new.actions.iter().map(name).collect::<Vec<_>>(), ["a", "b", "d"]);
     }
 
     #[test]

@@ -208,22 +208,40 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn carry_out(doer: Doer, job: Job) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(job.actions.len());
-    let mut width = 1;
+    let mut pace = Pace::of(&job);
     let mut rest = job.actions.as_slice();
-    while let Some(first) = rest.first() {
-        let same = rest.iter().take_while(|a| is_parallel(first, a)).count().clamp(1, width);
-        let (run, after) = rest.split_at(same);
+    while !rest.is_empty() {
+        let (run, after) = rest.split_at(pace.next(rest));
         let results = futures_util::future::join_all(run.iter().map(|action| doer.timed(action, job.attempt))).await;
         let stop = results.iter().any(|outcome| !matches!(outcome, Outcome::Landed(_)));
         outcomes.extend(results);
         rest = after;
-        width = (width * 2).min(AT_ONCE);
         if stop {
             break;
         }
     }
     outcomes.resize_with(job.actions.len(), || Outcome::Skipped);
     outcomes
+}
+
+/// How many actions of a job go at once. What does not land ends the job, but what went with it was sent. Public for the
+/// simulator.
+pub struct Pace {
+    width: usize,
+}
+
+impl Pace {
+    /// What is in doubt of an earlier attempt went at once then, too.
+    pub fn of(job: &Job) -> Pace {
+        Pace { width: if job.attempt == 0 { 1 } else { AT_ONCE } }
+    }
+
+    /// The length of the run that begins `rest`, which is not empty.
+    pub fn next(&mut self, rest: &[Action]) -> usize {
+        let same = rest.iter().take_while(|a| is_parallel(&rest[0], a)).count().clamp(1, self.width);
+        self.width = (self.width * 2).min(AT_ONCE);
+        same
+    }
 }
 
 /// Creations of one kind, and deletions of one kind, do not depend on each other.

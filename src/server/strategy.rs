@@ -20,6 +20,7 @@ use crate::api::resource::Resource;
 use crate::api::status::{FieldError, Result, Status};
 use crate::api::time::Time;
 use crate::api::value::{Map, Value};
+use crate::store::Durability;
 
 /// Facts about this cluster that hooks, authentication and bootstrap need. Plain data, made once at start.
 #[derive(Clone, Debug, Default)]
@@ -440,9 +441,9 @@ pub trait Strategy: Send + Sync {
     fn ttl_seconds(&self, object: &Value) -> Option<u32> {
         None
     }
-    /// Writes of this kind may wait for the next fsync: node leases, events.
-    fn is_relaxed(&self, object: &Value) -> bool {
-        false
+    /// How long a write may be lost for: events and node leases.
+    fn durability(&self, object: &Value) -> Durability {
+        Durability::Now
     }
 
     // --- metadata and verbs

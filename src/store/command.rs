@@ -38,8 +38,37 @@ pub struct Batch {
     pub checks: Vec<Check>,
     pub puts: Vec<Put>,
     pub deletes: Vec<Bytes>,
-    /// May be lost by a power cut within the next minute (node leases, events): with one voter it skips the fsync.
-    pub relaxed: bool,
+    pub durability: Durability,
+}
+
+/// What an acknowledged write outlives, where there is one voter; with more, all of them are [`Durability::Now`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// Worth nothing once the next one came (node leases): stays in memory until something else is written. Lost if the
+    /// process is killed.
+    Heartbeat,
+    /// Outlives the process; a power cut within the next minute loses it (events).
+    Soon,
+    /// Outlives a power cut.
+    #[default]
+    Now,
+}
+
+/// What may be lost of some entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Relaxed {
+    /// How many revisions.
+    pub changes: usize,
+    /// Of the strictest entry; not [`Durability::Now`].
+    pub durability: Durability,
+}
+
+impl Relaxed {
+    pub(crate) const NOTHING: Relaxed = Relaxed { changes: 0, durability: Durability::Heartbeat };
+
+    pub(crate) fn and(self, other: Relaxed) -> Relaxed {
+        Relaxed { changes: self.changes + other.changes, durability: self.durability.max(other.durability) }
+    }
 }
 
 impl Batch {
@@ -105,11 +134,13 @@ impl fmt::Display for Command {
 }
 
 impl Command {
-    /// The number of revisions that may be lost with this entry, if it may be lost at all.
-    pub(crate) fn relaxed_changes(&self) -> Option<usize> {
+    /// What may be lost with this entry, if it may be lost at all.
+    pub(crate) fn relaxed(&self) -> Option<Relaxed> {
         match self {
-            Command::Batch { batch, .. } if batch.relaxed => Some(batch.changes()),
-            Command::Expire { keys } => Some(keys.len()),
+            Command::Batch { batch, .. } if batch.durability != Durability::Now => {
+                Some(Relaxed { changes: batch.changes(), durability: batch.durability })
+            }
+            Command::Expire { keys } => Some(Relaxed { changes: keys.len(), durability: Durability::Soon }),
             Command::Batch { .. } | Command::Compact { .. } | Command::Jump { .. } => None,
         }
     }
@@ -118,7 +149,11 @@ impl Command {
         match self {
             Command::Batch { batch, expires } => {
                 out.push(1);
-                out.push(batch.relaxed as u8);
+                out.push(match batch.durability {
+                    Durability::Now => 0,
+                    Durability::Soon => 1,
+                    Durability::Heartbeat => 2,
+                });
                 put_u32(out, batch.checks.len());
                 for check in &batch.checks {
                     put_bytes(out, &check.key);
@@ -165,8 +200,13 @@ impl Command {
         let mut input = Input(bytes);
         let command = match input.u8()? {
             1 => {
-                let relaxed = input.u8()? != 0;
-                let mut batch = Batch { relaxed, ..Batch::default() };
+                let durability = match input.u8()? {
+                    0 => Durability::Now,
+                    1 => Durability::Soon,
+                    2 => Durability::Heartbeat,
+                    _ => return None,
+                };
+                let mut batch = Batch { durability, ..Batch::default() };
                 for _ in 0..input.u32()? {
                     let key = input.bytes()?;
                     let tag = input.u8()?;
@@ -262,7 +302,7 @@ mod tests {
             ],
             puts: vec![Put { key: "a".into(), value: "1".into(), ttl_seconds: None }],
             deletes: vec!["b".into(), "".into()],
-            relaxed: true,
+            durability: Durability::Soon,
         };
         Command::Batch { batch, expires: vec![99] }
     }

@@ -31,7 +31,7 @@ mod tables;
 mod wal;
 mod watch;
 
-pub use command::{Batch, Check, Expect, Put};
+pub use command::{Batch, Check, Durability, Expect, Put};
 pub use state::Entry;
 pub use watch::{Delivery, Frames, StoreEvent, Watcher};
 
@@ -378,7 +378,7 @@ impl Store {
         if size > BATCH_BYTES_MAX || batch.puts.iter().any(|put| put.value.len() > VALUE_BYTES_MAX) {
             return Err(Error::TooLarge);
         }
-        if inner.wal.no_space() && !batch.puts.is_empty() && !batch.relaxed {
+        if inner.wal.no_space() && !batch.puts.is_empty() && batch.durability == Durability::Now {
             return Err(Error::NoSpace);
         }
         let _charge = inner.charge(size)?;

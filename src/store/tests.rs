@@ -76,7 +76,7 @@ fn relaxed_writes_cost_no_sync() {
         let store = Store::open(config(&disk)).await.unwrap();
         let before = disk.syncs();
         for i in 0..100 {
-            store.write(Batch { relaxed: true, ..Batch::put("\0leases\0n\0a", format!("{i}")) }).await.unwrap();
+            store.write(Batch { durability: Durability::Soon, ..Batch::put("\0leases\0n\0a", format!("{i}")) }).await.unwrap();
         }
         assert_eq!(disk.syncs() - before, 0);
         store.write(Batch::put("\0pods\0a\0web", "1")).await.unwrap();
@@ -169,9 +169,9 @@ fn expired_keys_go_with_an_event() {
         let store = Store::open(config).await.unwrap();
         let put = Put { key: "\0events\0a\0x".into(), value: "v".into(), ttl_seconds: Some(0) };
         let mut watcher = store.watch(b"\0events\0", 0).unwrap();
-        store.write(Batch { puts: vec![put], relaxed: true, ..Batch::default() }).await.unwrap();
+        store.write(Batch { puts: vec![put], durability: Durability::Soon, ..Batch::default() }).await.unwrap();
         let later = Put { key: "\0events\0a\0y".into(), value: "v".into(), ttl_seconds: Some(1) };
-        store.write(Batch { puts: vec![later], relaxed: true, ..Batch::default() }).await.unwrap();
+        store.write(Batch { puts: vec![later], durability: Durability::Soon, ..Batch::default() }).await.unwrap();
         let mut events = Vec::new();
         while events.len() < 3 {
             events.extend(watcher.next().await.unwrap());
@@ -210,9 +210,9 @@ struct Track {
 }
 
 fn operation(key: &str, n: u64) -> Batch {
-    let relaxed = key.contains("leases");
+    let durability = if key.contains("leases") { Durability::Soon } else { Durability::Now };
     let batch = if n.is_multiple_of(5) { Batch::delete(key.to_string()) } else { Batch::put(key.to_string(), format!("{n:0400}")) };
-    Batch { relaxed, ..batch }
+    Batch { durability, ..batch }
 }
 
 /// Which operation left the key as it is, if one in `from..=to` did.

@@ -29,15 +29,17 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, warn};
 
-use super::command::Input;
+use super::command::{Durability, Input, Relaxed};
 use super::fs::{Fs, FsFile, read_all};
 
 const MAGIC: &[u8; 8] = b"CORAWAL1";
 const SEGMENT_HEADER: u64 = 40;
 const FRAME_HEADER: usize = 24;
-/// How long a relaxed write may stay unsynced, and how many revisions may.
+/// How long a relaxed write other than a heartbeat may stay unsynced, and how many revisions may.
 const RELAXED_AGE_MAX: Duration = Duration::from_secs(60);
 pub(crate) const RELAXED_CHANGES_MAX: usize = 10_000;
+/// Bytes of heartbeats that are kept in memory until they are written by themselves.
+const HEARTBEAT_BYTES_MAX: usize = 64 << 10;
 /// Decoded entries kept for replication and apply; older ones are read back from disk.
 const CACHE_BYTES: usize = 4 << 20;
 const SPARE_RETRY: Duration = Duration::from_secs(5);
@@ -99,8 +101,8 @@ type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 struct Request {
     records: Vec<Record>,
-    /// `Some(n)`: need not be synced before it is answered, and is worth `n` revisions.
-    relaxed: Option<usize>,
+    /// What may be lost although it was answered.
+    relaxed: Option<Relaxed>,
     done: Done,
 }
 
@@ -325,7 +327,8 @@ impl<E: Clone + Send + 'static> Wal<E> {
             buffer: Vec::new(),
             places: Vec::new(),
             committed: None,
-            unsynced: None,
+            unsynced: 0,
+            sync_by: None,
             spare_tried: None,
             spare_maker: None,
         };
@@ -355,8 +358,8 @@ impl<E: Clone> Wal<E> {
         self.shared.ready.notify_one();
     }
 
-    /// Entries readable from now on, durable when `done` is called with `Ok` (except relaxed ones: worth `relaxed` revisions).
-    pub(crate) fn append(&self, entries: Vec<(Position, Vec<u8>, E)>, relaxed: Option<usize>, done: Done) -> io::Result<()> {
+    /// Entries readable from now on, durable when `done` is called with `Ok`, except for what is `relaxed`.
+    pub(crate) fn append(&self, entries: Vec<(Position, Vec<u8>, E)>, relaxed: Option<Relaxed>, done: Done) -> io::Result<()> {
         let mut records = Vec::with_capacity(entries.len());
         let mut index = self.index();
         for (at, body, entry) in entries {
@@ -681,8 +684,10 @@ struct Writer<E> {
     places: Vec<(Position, Arc<Segment>, u32, u32)>,
     /// The commit position last written.
     committed: Option<Position>,
-    /// Relaxed writes that are not durable: since when, and how many revisions.
-    unsynced: Option<(Instant, usize)>,
+    /// Revisions of relaxed writes that are not durable.
+    unsynced: usize,
+    /// When they have to be.
+    sync_by: Option<Instant>,
     spare_tried: Option<Instant>,
     /// The thread that makes, or made, the latest spare.
     spare_maker: Option<std::thread::JoinHandle<()>>,
@@ -735,11 +740,11 @@ impl<E: Clone + Send + 'static> Writer<E> {
             if queue.closing {
                 return None;
             }
-            let Some((since, _)) = self.unsynced else {
+            let Some(by) = self.sync_by else {
                 queue = self.shared.ready.wait(queue).expect("no panic while the queue is locked");
                 continue;
             };
-            let left = RELAXED_AGE_MAX.saturating_sub(since.elapsed());
+            let left = by.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Some(Vec::new());
             }
@@ -749,12 +754,12 @@ impl<E: Clone + Send + 'static> Writer<E> {
 
     fn handle(&mut self, requests: Vec<Request>, answers: &mut Vec<Done>) -> io::Result<()> {
         let mut sync = requests.is_empty();
-        let mut relaxed = 0;
+        let mut relaxed = Relaxed::NOTHING;
         let mut purged = false;
         let mut result = Ok(());
         for request in requests {
             match request.relaxed {
-                Some(changes) => relaxed += changes,
+                Some(this) => relaxed = relaxed.and(this),
                 None => sync = true,
             }
             purged |= matches!(request.records[..], [Record::Purged(_)]);
@@ -764,14 +769,16 @@ impl<E: Clone + Send + 'static> Writer<E> {
             answers.push(request.done);
         }
         result?;
-        self.push_committed()?;
-        self.flush()?;
-        let unsynced = self.unsynced.map_or(0, |(_, changes)| changes) + relaxed;
-        if sync || unsynced > RELAXED_CHANGES_MAX {
+        self.unsynced += relaxed.changes;
+        sync |= self.unsynced > RELAXED_CHANGES_MAX || self.buffer.len() > HEARTBEAT_BYTES_MAX;
+        if sync || relaxed.durability == Durability::Soon {
+            self.push_committed()?;
+            self.flush()?;
+        }
+        if sync {
             self.sync()?;
-        } else if relaxed > 0 {
-            let since = self.unsynced.map_or_else(Instant::now, |(since, _)| since);
-            self.unsynced = Some((since, unsynced));
+        } else if relaxed.durability == Durability::Soon && self.sync_by.is_none() {
+            self.sync_by = Some(Instant::now() + RELAXED_AGE_MAX);
         }
         if purged {
             self.recycle();
@@ -838,7 +845,7 @@ impl<E: Clone + Send + 'static> Writer<E> {
             self.segments.last().expect("there is always one").0.file.sync()?;
             self.durable = self.offset;
         }
-        self.unsynced = None;
+        (self.unsynced, self.sync_by) = (0, None);
         Ok(())
     }
 

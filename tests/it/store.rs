@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use coracle::store::fake::Seed;
-use coracle::store::{Batch, Config, Error, Put, Range, Store};
+use coracle::store::{Batch, Config, Durability, Error, Put, Range, Store};
 
 const CHILD_DIR: &str = "CORACLE_TEST_STORE_DIR";
 const KEYS: usize = 12;
@@ -50,12 +50,12 @@ fn key(i: usize) -> String {
 
 /// Operation `n` on a key: every seventh deletes it. Sizes vary, so that frames straddle pages and rows have chunks.
 fn operation(i: usize, n: u64) -> Batch {
-    let relaxed = is_relaxed(i);
+    let durability = if is_relaxed(i) { Durability::Soon } else { Durability::Now };
     if n.is_multiple_of(7) {
-        return Batch { relaxed, ..Batch::delete(key(i)) };
+        return Batch { durability, ..Batch::delete(key(i)) };
     }
     let size = 20 + (n as usize * 7919 + i) % if n.is_multiple_of(50) { 60_000 } else { 3000 };
-    Batch { relaxed, ..Batch::put(key(i), format!("{n:>size$}")) }
+    Batch { durability, ..Batch::put(key(i), format!("{n:>size$}")) }
 }
 
 fn say(line: std::fmt::Arguments) {
@@ -344,7 +344,9 @@ fn bench() {
     let runtime = runtime();
     runtime.block_on(async {
         let store = Store::open(Config::new(&dir.0)).await.unwrap();
-        for (relaxed, clients) in [(false, 1), (false, 16), (false, 64), (true, 1), (true, 16)] {
+        for (durability, clients) in
+            [Durability::Now, Durability::Soon, Durability::Heartbeat].into_iter().flat_map(|d| [1, 16, 64].map(|n| (d, n)))
+        {
             let started = std::time::Instant::now();
             let mut tasks = Vec::new();
             for client in 0..clients {
@@ -355,7 +357,7 @@ fn bench() {
                     while started.elapsed() < Duration::from_secs(3) {
                         let key = format!("\0pods\0default\0{:05}", seed.below(10_000));
                         let put = Put { key: key.into(), value: vec![seed.roll() as u8; 2048].into(), ttl_seconds: None };
-                        store.write(Batch { puts: vec![put], relaxed, ..Batch::default() }).await.unwrap();
+                        store.write(Batch { puts: vec![put], durability, ..Batch::default() }).await.unwrap();
                         writes += 1;
                     }
                     writes
@@ -366,7 +368,7 @@ fn bench() {
                 writes += task.await.unwrap();
             }
             let rate = writes as f64 / started.elapsed().as_secs_f64();
-            eprintln!("{clients} clients, relaxed {relaxed}: {rate:.0} writes of 2 KB a second");
+            eprintln!("{clients} clients, {durability:?}: {rate:.0} writes of 2 KB a second");
             store.compact(store.revision()).await.unwrap();
         }
         watchers(&store).await;

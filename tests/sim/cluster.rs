@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use coracle::api::cidr::Allocator;
 use coracle::api::client::Client;
 use coracle::api::controller::{Action, Controller, Engine, Job, Outcome, World};
-use coracle::api::driver::Hand;
+use coracle::api::driver::{Hand, Pace};
 use coracle::api::informer::Change;
 use coracle::api::object::Object;
 use coracle::api::request::User;
@@ -71,6 +71,10 @@ struct Addresses {
 struct Running {
     job: Job,
     outcomes: Vec<Outcome>,
+    pace: Pace,
+    /// How many more actions of the current run are to be sent.
+    run: usize,
+    /// Something did not land: this run is the last.
     stopped: bool,
 }
 
@@ -251,7 +255,8 @@ impl Cluster {
             let lane = &mut self.lanes[n];
             if let Some(job) = lane.engine.poll(&mut lane.world, now_ms) {
                 let text = format!("{} decides {} (attempt {}): {}", lane.engine.name(), job.key, job.attempt, brief(&job));
-                lane.jobs.push(Running { job, outcomes: Vec::new(), stopped: false });
+                let pace = Pace::of(&job);
+                lane.jobs.push(Running { job, outcomes: Vec::new(), pace, run: 0, stopped: false });
                 self.note(|| text);
                 return true;
             }
@@ -267,9 +272,13 @@ impl Cluster {
         let fate = if self.storm { self.rng.below(20) } else { 20 };
         let now_ms = self.now_ms();
         let running = &mut self.lanes[n].jobs[j];
-        let action = &running.job.actions[running.outcomes.len()];
+        let rest = &running.job.actions[running.outcomes.len()..];
+        if running.run == 0 && !running.stopped {
+            running.run = running.pace.next(rest);
+        }
+        let action = &rest[0];
         let lost = || Outcome::Unknown(Status::timeout("lost", 1));
-        let outcome = if running.stopped {
+        let outcome = if running.run == 0 {
             Outcome::Skipped
         } else if fate == 0 {
             lost()
@@ -278,6 +287,7 @@ impl Cluster {
             let done = hand.act(action).now_or_never().expect("the simulated API answers at once");
             if fate == 1 { lost() } else { done }
         };
+        running.run = running.run.saturating_sub(1);
         running.stopped |= !matches!(outcome, Outcome::Landed(_));
         let text = format!("  {} {}: {}", running.job.key, running.outcomes.len(), tell(&outcome));
         running.outcomes.push(outcome);

@@ -6,6 +6,7 @@ use crate::api::time::Time;
 use crate::api::value::Value;
 use crate::server::strategy::{Column, Context, Strategy};
 use crate::server::{table, validation};
+use crate::store::Durability;
 
 pub struct Leases;
 
@@ -37,8 +38,9 @@ impl Strategy for Leases {
         errors
     }
     /// A heartbeat that is lost is followed by the next.
-    fn is_relaxed(&self, object: &Value) -> bool {
-        object.str_at(&["metadata", "namespace"]) == "kube-node-lease"
+    fn durability(&self, object: &Value) -> Durability {
+        let heartbeat = object.str_at(&["metadata", "namespace"]) == "kube-node-lease";
+        if heartbeat { Durability::Heartbeat } else { Durability::Now }
     }
     fn create_on_update(&self) -> bool {
         true

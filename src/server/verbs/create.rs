@@ -8,7 +8,7 @@ use crate::api::request::{Request, Response};
 use crate::api::schema;
 use crate::api::status::{Result, Status};
 use crate::api::value::Value;
-use crate::store::{Batch, Error, Expect, Written};
+use crate::store::{Batch, Durability, Error, Expect, Written};
 
 use super::update::Ownership;
 use super::{ATTEMPTS_MAX, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
@@ -260,5 +260,5 @@ fn random_name(prefix: &str) -> String {
 
 /// An empty batch, to which effects alone are added.
 pub(super) fn empty_batch() -> Batch {
-    Batch { checks: Vec::new(), puts: Vec::new(), deletes: Vec::<Bytes>::new(), relaxed: false }
+    Batch { checks: Vec::new(), puts: Vec::new(), deletes: Vec::<Bytes>::new(), durability: Durability::Now }
 }

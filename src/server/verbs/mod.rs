@@ -377,7 +377,7 @@ fn put_batch(strategy: &dyn Strategy, key: Bytes, expect: Expect, object: &Objec
         checks: vec![Check { key: key.clone(), expect }],
         puts: vec![Put { key, value: object.bytes.clone(), ttl_seconds: strategy.ttl_seconds(value) }],
         deletes: Vec::new(),
-        relaxed: strategy.is_relaxed(value),
+        durability: strategy.durability(value),
     }
 }
 

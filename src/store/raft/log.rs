@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::types::Types;
 use super::{LogEntry, LogId, Membership, Vote, log_id, position};
-use crate::store::command::{Command, Input, put_bytes, put_u32};
+use crate::store::command::{Command, Input, Relaxed, put_bytes, put_u32};
 use crate::store::wal::{Ballot, Position, Read, Wal};
 
 #[derive(Clone)]
@@ -158,18 +158,18 @@ impl RaftLogStorage<Types> for Log {
         I: IntoIterator<Item = LogEntry> + Send,
         I::IntoIter: Send,
     {
-        let mut relaxed = Some(0);
+        let mut relaxed = Some(Relaxed::NOTHING);
         let mut batch = Vec::new();
         for entry in entries {
-            let changes = match &entry.payload {
-                EntryPayload::Normal(command) => command.relaxed_changes(),
+            let this = match &entry.payload {
+                EntryPayload::Normal(command) => command.relaxed(),
                 EntryPayload::Blank => None,
                 EntryPayload::Membership(members) => {
                     self.sole.store(members.voter_ids().count() == 1, Ordering::Release);
                     None
                 }
             };
-            relaxed = relaxed.zip(changes).map(|(sum, n)| sum + n);
+            relaxed = relaxed.zip(this).map(|(all, this)| all.and(this));
             batch.push((position(&entry.log_id()), encode(&entry), entry));
         }
         let relaxed = relaxed.filter(|_| self.sole.load(Ordering::Acquire));

@@ -14,7 +14,7 @@ fn open(disk: &SimFs) -> (Wal<u64>, Found) {
     Wal::open(options(disk)).unwrap()
 }
 
-fn append_as(wal: &Wal<u64>, indexes: std::ops::Range<u64>, size: usize, relaxed: Option<usize>) {
+fn append_as(wal: &Wal<u64>, indexes: std::ops::Range<u64>, size: usize, relaxed: Option<Relaxed>) {
     let (send, receive) = mpsc::channel();
     let entry = |index| (Position { term: 1, index }, vec![index as u8; size], index);
     wal.append(indexes.map(entry).collect(), relaxed, Box::new(move |result| send.send(result).unwrap())).unwrap();
@@ -94,6 +94,30 @@ fn truncated_entries_stay_away() {
     assert_eq!(entries(&open(&disk).0), [0, 1, 2, 3, 4, 5, 6]);
 }
 
+/// Heartbeats alone write nothing, until they are many; what is written next takes them along.
+#[test]
+fn heartbeats_wait_in_memory_for_what_is_written_next() {
+    let disk = SimFs::new();
+    let large = || Options { segment_bytes: 1 << 20, ..options(&disk) };
+    let (wal, _) = Wal::open(large()).unwrap();
+    let heartbeat = Some(Relaxed { changes: 1, durability: Durability::Heartbeat });
+    let (appended, syncs) = (wal.appended(), disk.syncs());
+    for index in 0..20 {
+        append_as(&wal, index..index + 1, 100, heartbeat);
+    }
+    assert_eq!((wal.appended(), disk.syncs()), (appended, syncs));
+    append(&wal, 20..21, 100);
+    assert_eq!(disk.syncs(), syncs + 1);
+    assert_eq!(entries(&open(&disk.cut(1)).0), (0..21).collect::<Vec<_>>());
+    for index in 21..21 + 2 * HEARTBEAT_BYTES_MAX as u64 / 1000 {
+        append_as(&wal, index..index + 1, 1000, heartbeat);
+    }
+    assert!(disk.syncs() > syncs + 1, "many are written by themselves");
+    wal.close();
+    let written = entries(&open(&disk).0).len() as u64;
+    assert_eq!(written, 21 + 2 * HEARTBEAT_BYTES_MAX as u64 / 1000);
+}
+
 #[test]
 fn an_entry_larger_than_a_segment_gets_its_own() {
     let disk = SimFs::new();
@@ -115,7 +139,7 @@ fn a_power_cut_loses_nothing_that_was_synced() {
             append(&wal, index..index + 1, 200 + 37 * (seed as usize % 40));
         }
         // Written and not synced: any part of it may be there after the cut.
-        append_as(&wal, synced..synced + 12, 900, Some(12));
+        append_as(&wal, synced..synced + 12, 900, Some(Relaxed { changes: 12, durability: Durability::Soon }));
         let after = disk.cut(seed);
         wal.close();
         let (wal, found) = open(&after);

@@ -76,7 +76,10 @@ impl Rollout<'_> {
             }
             return;
         }
-        if !self.is_recreate() {
+        if self.is_recreate() {
+            // Only an adopted set is active beside the others. Upstream stops here for ever; we go on to recreate.
+            active.into_iter().for_each(|i| self.mark(i));
+        } else {
             self.scale_in_proportion(active);
         }
     }

@@ -7,6 +7,7 @@ use crate::api::value::Value;
 use crate::server::cursor;
 use crate::server::strategy::{Column, Context, MetadataLooks, NameRule, Propagation, Selectable, Strategy};
 use crate::server::{table, validation};
+use crate::store::Durability;
 
 pub struct Events;
 
@@ -117,8 +118,8 @@ impl Strategy for Events {
     fn ttl_seconds(&self, _: &Value) -> Option<u32> {
         Some(3600)
     }
-    fn is_relaxed(&self, _: &Value) -> bool {
-        true
+    fn durability(&self, _: &Value) -> Durability {
+        Durability::Soon
     }
     fn create_on_update(&self) -> bool {
         true
