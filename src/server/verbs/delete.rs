@@ -40,10 +40,18 @@ impl Pipeline {
     }
 
     async fn delete_one(&self, row: &Row, request: &Request, options: &DeleteOptions, warnings: &mut Vec<String>) -> Result<Response> {
+        let mut marked: Option<Object> = None;
         for _ in 0..ATTEMPTS_MAX {
-            let old = self.stored(row, &request.namespace, &request.name)?;
-            check_preconditions(row, &old, options)?;
             let context = self.context(Operation::Delete, request);
+            let old = match (self.stored(row, &request.namespace, &request.name), &marked) {
+                // What we marked to go at once somebody else removed: a controller, the node.
+                (Err(status), Some(ours)) if status.code == 404 => return Ok(removed(row, ours, ours.value(), &context, ours.revision)),
+                (Ok(other), Some(ours)) if other.uid() != ours.uid() => {
+                    return Ok(removed(row, ours, ours.value(), &context, ours.revision));
+                }
+                (old, _) => old?,
+            };
+            check_preconditions(row, &old, options)?;
             let tree = old.value();
             self.admit_validating(&context, &tree, Some(&tree))?;
             let step = decide(row, &context, &tree, options);
@@ -51,7 +59,7 @@ impl Pipeline {
             let answered = match step {
                 Step::Nothing => Some(Response::Object { object: old, code: accepted(options) }),
                 Step::Mark(value) => self.mark(row, &context, &old, value, options).await?,
-                Step::Remove(value) => self.remove(row, &context, old, value, options).await?,
+                Step::Remove(value) => self.remove(row, &context, old, value, options, &mut marked).await?,
             };
             if let Some(response) = answered {
                 warnings.extend(said);
@@ -62,7 +70,15 @@ impl Pipeline {
     }
 
     /// What could have waited is first seen not to wait any longer, then gone. `None`: somebody else wrote first.
-    async fn remove(&self, row: &Row, context: &Context, old: Object, value: Value, options: &DeleteOptions) -> Result<Option<Response>> {
+    async fn remove(
+        &self,
+        row: &Row,
+        context: &Context,
+        old: Object,
+        value: Value,
+        options: &DeleteOptions,
+        marked: &mut Option<Object>,
+    ) -> Result<Option<Response>> {
         if context.dry_run {
             return Ok(Some(removed(row, &old, value, context, old.revision)));
         }
@@ -71,7 +87,7 @@ impl Pipeline {
         let last = match waits && value != tree {
             false => old,
             true => match self.mark(row, context, &old, value.clone(), options).await? {
-                Some(Response::Object { object, .. }) => object,
+                Some(Response::Object { object, .. }) => marked.insert(object).clone(),
                 _ => return Ok(None),
             },
         };
