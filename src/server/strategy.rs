@@ -333,7 +333,6 @@ const METADATA_LOOKS: &[(&[&str], MetadataLooks)] = &[
             "mutatingadmissionpolicies",
             "mutatingadmissionpolicybindings",
             "mutatingwebhookconfigurations",
-            "persistentvolumes",
             "prioritylevelconfigurations",
             "validatingadmissionpolicies",
             "validatingadmissionpolicybindings",
@@ -344,21 +343,23 @@ const METADATA_LOOKS: &[(&[&str], MetadataLooks)] = &[
     ),
     (
         &[
+            "certificatesigningrequests",
+            "clusterrolebindings",
+            "clusterroles",
             "configmaps",
-            "daemonsets",
+            "jobs",
             "namespaces",
             "nodes",
-            "persistentvolumeclaims",
             "pods",
-            "replicasets",
-            "replicationcontrollers",
+            "rolebindings",
+            "roles",
             "secrets",
             "serviceaccounts",
             "services",
         ],
         MetadataLooks { as_update: 1, whole: 1 },
     ),
-    (&["clusterrolebindings", "clusterroles", "rolebindings", "roles"], MetadataLooks { as_update: 1, whole: 2 }),
+    (&["persistentvolumes"], MetadataLooks { as_update: 0, whole: 2 }),
 ];
 
 /// Behaviour of one group-resource. All methods but `resource` have defaults.
