@@ -36,9 +36,8 @@ const RETRY: Duration = Duration::from_secs(30);
 pub(crate) struct Generations {
     pub previous: Option<Position>,
     pub last: Option<Position>,
-    /// Of the snapshot files, the newest and its size, and the one before.
+    /// Of the snapshot files, the newest and the one before.
     pub snapshot: Option<Position>,
-    pub snapshot_bytes: u64,
     pub snapshot_previous: Option<Position>,
 }
 
@@ -273,7 +272,9 @@ impl Work {
             self.generations.last = pin.applied;
         }
         let grown = begun - self.snapshot_at;
-        let enough = grown >= self.checkpoint_bytes.max(self.generations.snapshot_bytes);
+        // A snapshot writes and reads all of the state: it waits until as much was logged.
+        let size = self.shared.read().state.live().bytes as u64;
+        let enough = grown >= self.checkpoint_bytes.max(size);
         if forced || enough || self.generations.snapshot.is_none() {
             let saved = snapshot::save(self.fs.as_ref(), &self.snapshots, self.cluster, &pin);
             let Saved { path, head, bytes } = saved.map_err(|error| storage("write a snapshot file", error))?;
@@ -281,7 +282,6 @@ impl Work {
             self.snapshot_at = begun;
             self.generations.snapshot_previous = self.generations.snapshot;
             self.generations.snapshot = head.applied;
-            self.generations.snapshot_bytes = bytes;
         }
         drop(pin);
         self.let_go()

@@ -158,12 +158,9 @@ fn newest_snapshot(config: &Config, identity: &Identity, wal: &Wal<LogEntry>) ->
 /// What snapshot files cover, by their names: they were verified when written, and are read only in need.
 fn note_snapshots(config: &Config, generations: &mut Generations) {
     let files = snapshot::list(config.fs.as_ref(), &config.dir.join("snap")).unwrap_or_default();
-    let mut heads = files.iter().filter_map(|path| Some((snapshot::head(config.fs.as_ref(), path).ok()?, path)));
-    if let Some((head, path)) = heads.next() {
-        generations.snapshot = head.applied;
-        generations.snapshot_bytes = config.fs.open(path).and_then(|file| file.size()).unwrap_or(0);
-    }
-    generations.snapshot_previous = heads.next().and_then(|(head, _)| head.applied);
+    let mut heads = files.iter().filter_map(|path| snapshot::head(config.fs.as_ref(), path).ok());
+    generations.snapshot = heads.next().and_then(|head| head.applied);
+    generations.snapshot_previous = heads.next().and_then(|head| head.applied);
 }
 
 fn identity(config: &Config) -> Result<Identity, Error> {
