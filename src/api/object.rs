@@ -184,6 +184,14 @@ impl Object {
         }
     }
 
+    /// A flag of the stored bytes; absent is false.
+    pub fn bool_at(&self, path: &[&str]) -> bool {
+        if self.is_json() {
+            return json::raw_at(&self.bytes, path) == Some(b"true");
+        }
+        matches!(self.peek(path), Some(Peek::Bool(true)))
+    }
+
     /// Some fields of the whole object, as a tree; those of custom resources may be more.
     pub fn decode_only(&self, only: protobuf::Only) -> Value {
         match self.resource.known_type() {

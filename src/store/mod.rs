@@ -314,11 +314,13 @@ impl Store {
     /// Live keys in order, all as of one revision.
     pub fn range(&self, range: Range) -> Result<Page, Error> {
         let after = range.after.as_deref();
-        if (1..=PAGE).contains(&range.limit) {
-            let core = self.inner.shared.read();
-            let revision = range.at.unwrap_or(core.state.revision());
-            check_revision(&core, revision)?;
-            let (entries, more) = core.state.range(&range.prefix, after, revision, range.limit);
+        let limit = if range.limit == 0 { usize::MAX } else { range.limit };
+        let core = self.inner.shared.read();
+        let revision = range.at.unwrap_or(core.state.revision());
+        check_revision(&core, revision)?;
+        let (entries, more) = core.state.range(&range.prefix, after, revision, limit.min(PAGE));
+        drop(core);
+        if !more || limit <= PAGE {
             return Ok(Page { entries, revision, more });
         }
         self.range_paged(range)

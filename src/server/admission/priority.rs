@@ -37,7 +37,7 @@ impl Plugin for Priority {
         }
         let name = class.str_at(&["metadata", "name"]);
         let others = context.access.list(&resource::PRIORITYCLASSES, "");
-        let other = others.iter().find(|c| c.name() != name && c.value().bool_at(&["globalDefault"]));
+        let other = others.iter().find(|c| c.name() != name && c.bool_at(&["globalDefault"]));
         match other {
             Some(other) => {
                 let why = format!("PriorityClass {} is already marked as default. Only one default can exist", other.name());
@@ -53,8 +53,9 @@ fn assign(context: &Context, pod: &mut Value) -> Result<()> {
     let refuse = |pod: &Value, why: String| Err(Status::forbidden(context.resource, pod.str_at(&["metadata", "name"]), &why));
     let class = match name.as_str() {
         "" => {
-            let classes = context.access.list(&resource::PRIORITYCLASSES, "").into_iter().map(|c| c.value());
-            classes.filter(|c| c.bool_at(&["globalDefault"])).min_by_key(|c| c.i64_at(&["value"]).unwrap_or(0))
+            let classes = context.access.list(&resource::PRIORITYCLASSES, "").into_iter();
+            let default = classes.filter(|c| c.bool_at(&["globalDefault"])).min_by_key(|c| c.i64_at(&["value"]).unwrap_or(0));
+            default.map(|c| c.value())
         }
         name => match context.access.get(&resource::PRIORITYCLASSES, "", name) {
             Some(class) => Some(class.value()),

@@ -1,5 +1,6 @@
 //! Every pod runs as a ServiceAccount and, unless it opts out, finds a token for it in the usual place.
 
+use crate::api::protobuf::{ALL, Only};
 use crate::api::resource::{self};
 use crate::api::status::{Result, Status};
 use crate::api::value::{Map, Value};
@@ -10,6 +11,8 @@ pub struct ServiceAccount;
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const TOKEN_SECONDS: i64 = 3607;
+/// What a pod takes from its account.
+const READ: Only = Only::these(&[("automountServiceAccountToken", ALL), ("imagePullSecrets", ALL)]);
 
 impl Plugin for ServiceAccount {
     fn name(&self) -> &'static str {
@@ -34,7 +37,7 @@ impl Plugin for ServiceAccount {
             let why = format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
             return Err(Status::forbidden(context.resource, pod_name(context, pod), &why));
         };
-        let account = account.value();
+        let account = account.decode_only(READ);
         if automounts(&account, pod) {
             mount_token(pod, &format!("kube-api-access-{}", random_suffix()));
         }
@@ -50,9 +53,9 @@ impl Plugin for ServiceAccount {
         let mirror = is_pod_create(context) && pod.at(&["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some();
         if is_pod_create(context) && !mirror {
             let name = pod.str_at(&["spec", "serviceAccountName"]);
-            let account = context.access.get(&resource::SERVICEACCOUNTS, &context.namespace, name).map(|a| a.value());
+            let account = context.access.get(&resource::SERVICEACCOUNTS, &context.namespace, name);
             let account = account.filter(|a| a.str_at(&["metadata", "annotations", ENFORCE]) == "true");
-            let wrong = account.and_then(|account| unmountable(&account, name, pod));
+            let wrong = account.and_then(|account| unmountable(&account.value(), name, pod));
             return wrong.map_or(Ok(()), |why| Err(Status::forbidden(context.resource, pod_name(context, pod), &why)));
         }
         if !mirror {

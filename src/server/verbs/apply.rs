@@ -52,7 +52,8 @@ impl Pipeline {
         self.auth.require(&request.user, &attributes)?;
         super::create::wipe_system_metadata(&mut wanted.value);
         warnings.append(&mut wanted.warnings);
-        self.create_decoded(row, request, wanted.value, Ownership::Settled, warnings).await
+        let again = || Ok(wanted.value.clone());
+        self.create_decoded(row, request, (wanted.value.clone(), &again), Ownership::Settled, warnings).await
     }
 
     /// The object as applied, in the storage version.

@@ -11,7 +11,7 @@ use crate::api::value::Value;
 use crate::store::{Batch, Durability, Error, Expect, Written};
 
 use super::update::Ownership;
-use super::{ATTEMPTS_MAX, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
+use super::{ATTEMPTS_MAX, Decoded, check_options, decode, decode_object, dedup_owners, put_batch, settle_namespace, store_error, uid};
 use crate::server::pipeline::Pipeline;
 use crate::server::registry::Row;
 use crate::server::strategy::{Context, NameRule, Operation};
@@ -26,40 +26,50 @@ impl Pipeline {
     pub(in crate::server) async fn create(&self, request: Request, warnings: &mut Vec<String>) -> Result<Response> {
         check_options("CreateOptions", &request.options, false)?;
         let row = self.registry.row(request.resource);
+        let mut first = self.decode_create(row, &request)?;
+        warnings.append(&mut first.warnings);
+        let again = || self.decode_create(row, &request).map(|decoded| decoded.value);
+        self.create_decoded(row, &request, (first.value, &again), Ownership::Track, warnings).await
+    }
+
+    /// The body of a POST as a tree to be stored, without what only the server may set.
+    fn decode_create(&self, row: &Row, request: &Request) -> Result<Decoded> {
         let mut decoded = decode_object(row, &request.body, &request.options)?;
-        warnings.append(&mut decoded.warnings);
-        let mut value = decoded.value;
-        settle_namespace(&request, &mut value)?;
-        row.to_stored(&mut value)?;
+        let value = &mut decoded.value;
+        settle_namespace(request, value)?;
+        row.to_stored(value)?;
         let dry_run = !request.options.dry_run.is_empty();
         let revision = value.str_at(&["metadata", "resourceVersion"]).to_string();
         if !dry_run
             && revision.parse::<u64>().is_ok_and(|r| r > 0)
-            && row.strategy.review(&self.context(Operation::Create, &request), Value::Null).is_none()
+            && row.strategy.review(&self.context(Operation::Create, request), Value::Null).is_none()
         {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
-        wipe_system_metadata(&mut value);
+        wipe_system_metadata(value);
         if dry_run && !revision.is_empty() {
             value.set(&["metadata", "resourceVersion"], revision);
         }
-        self.create_decoded(row, &request, value, Ownership::Track, warnings).await
+        Ok(decoded)
     }
 
-    /// From the decoded, settled tree on; also for updates and applies that create.
+    /// From the decoded, settled tree on, which is made again for every further attempt; also for updates and applies that create.
     pub(super) async fn create_decoded(
         &self,
         row: &Row,
         request: &Request,
-        value: Value,
+        (first, again): (Value, &(dyn Fn() -> Result<Value> + Sync)),
         ownership: Ownership,
         warnings: &mut Vec<String>,
     ) -> Result<Response> {
         let mut names = 0;
+        let name = first.str_at(&["metadata", "name"]).to_string();
+        let mut first = Some(first);
         for attempt in 0..ATTEMPTS_MAX {
             let mut context = self.context(Operation::Create, request);
-            context.name = value.str_at(&["metadata", "name"]).to_string();
-            let attempted = self.attempt_create(row, &context, value.clone(), ownership).await;
+            context.name = name.clone();
+            let value = first.take().map_or_else(again, Ok)?;
+            let attempted = self.attempt_create(row, &context, value, ownership).await;
             let (object, tree, generated) = match attempted {
                 // What was warned of was so, whatever else is wrong.
                 Err(status) => {
@@ -110,7 +120,7 @@ impl Pipeline {
                 Err(other) => return Err(store_error(other)),
             }
         }
-        Err(super::contended(row.resource, value.str_at(&["metadata", "name"])))
+        Err(super::contended(row.resource, &name))
     }
 
     async fn attempt_create(&self, row: &Row, context: &Context, mut value: Value, ownership: Ownership) -> Result<Attempted> {

@@ -70,7 +70,8 @@ impl Pipeline {
         let attributes = Attributes { verb: "create", ..Attributes::of(request, "get") };
         self.auth.require(&request.user, &attributes)?;
         super::create::wipe_system_metadata(&mut value);
-        self.create_decoded(row, request, value, Ownership::Track, warnings).await
+        let again = || Ok(value.clone());
+        self.create_decoded(row, request, (value.clone(), &again), Ownership::Track, warnings).await
     }
 
     pub(in crate::server) async fn patch(&self, request: Request, warnings: &mut Vec<String>) -> Result<Response> {

@@ -1,5 +1,7 @@
 //! Pure: what upstream warns of in pods and their templates: things that are valid and hardly meant.
 
+use std::fmt::Display;
+
 use crate::api::json::go_quote;
 use crate::api::quantity::Quantity;
 use crate::api::value::Value;
@@ -31,7 +33,7 @@ pub fn warnings(path: &str, pod: &Value) -> Vec<String> {
     for (i, _) in secrets.iter().enumerate().filter(|(_, s)| s.str_at(&["name"]).is_empty()) {
         out.push(format!("{spec}.imagePullSecrets[{i}].name: invalid empty name \"\""));
     }
-    fractions(&mut out, &format!("{spec}.overhead"), pod.at(&["spec", "overhead"]));
+    fractions(&mut out, &format_args!("{spec}.overhead"), pod.at(&["spec", "overhead"]));
     containers(&mut out, path, &meta, &spec, pod);
     ports(&mut out, &spec, pod);
     if pod.i64_at(&["spec", "terminationGracePeriodSeconds"]).is_some_and(|n| n < 0) {
@@ -122,20 +124,24 @@ fn repeated(out: &mut Vec<String>, at: &str, items: &[Value], key: &str) {
 }
 
 /// Bytes come in whole numbers.
-fn fractions(out: &mut Vec<String>, at: &str, amounts: Option<&Value>) {
+fn fractions(out: &mut Vec<String>, at: &dyn Display, amounts: Option<&Value>) {
     for name in ["memory", "ephemeral-storage"] {
-        let Some(text) = amounts.and_then(|a| a.get(name)).and_then(Value::as_str) else { continue };
-        if Quantity::parse(text).is_ok_and(|q| q.value() < i128::from(i64::MAX) / 1000 && q.milli_value() % 1000 != 0) {
-            out.push(format!("{at}[{name}]: fractional byte value {} is invalid, must be an integer", go_quote(text)));
-        }
+        fraction(out, at, name, amounts);
     }
 }
 
-/// Every container with its path, in upstream's order.
-fn each_container(spec: &str, pod: &Value, mut f: impl FnMut(&str, &Value)) {
+fn fraction(out: &mut Vec<String>, at: &dyn Display, name: &str, amounts: Option<&Value>) {
+    let Some(text) = amounts.and_then(|a| a.get(name)).and_then(Value::as_str) else { return };
+    if Quantity::parse(text).is_ok_and(|q| q.value() < i128::from(i64::MAX) / 1000 && q.milli_value() % 1000 != 0) {
+        out.push(format!("{at}[{name}]: fractional byte value {} is invalid, must be an integer", go_quote(text)));
+    }
+}
+
+/// Every container with the list it is in and its place there, in upstream's order.
+fn each_container<'a>(pod: &'a Value, mut f: impl FnMut(&'static str, usize, &'a Value)) {
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         for (i, c) in pod.list_at(&["spec", list]).iter().enumerate() {
-            f(&format!("{spec}.{list}[{i}]"), c);
+            f(list, i, c);
         }
     }
 }
@@ -148,7 +154,8 @@ fn containers(out: &mut Vec<String>, path: &str, meta: &str, spec: &str, pod: &V
         out.push(format!("{meta}.annotations[{key}]: {SECCOMP}"));
     }
     let pod_profile = pod.at(&["spec", "securityContext", "appArmorProfile"]).is_some();
-    each_container(spec, pod, |at, c| {
+    each_container(pod, |list, i, c| {
+        let at = format_args!("{spec}.{list}[{i}]");
         let name = c.str_at(&["name"]);
         let key = format!("container.seccomp.security.alpha.kubernetes.io/{name}");
         if c.at(&["securityContext", "seccompProfile"]).is_none() && annotated(&key) {
@@ -160,15 +167,14 @@ fn containers(out: &mut Vec<String>, path: &str, meta: &str, spec: &str, pod: &V
         }
         for name in ["memory", "ephemeral-storage"] {
             for list in ["limits", "requests"] {
-                let only = c.at(&["resources", list, name]).cloned();
-                let amounts: Value = only.into_iter().map(|v| (name, v)).collect::<crate::api::value::Map>().into();
-                fractions(out, &format!("{at}.resources.{list}"), Some(&amounts));
+                fraction(out, &format_args!("{at}.resources.{list}"), name, c.at(&["resources", list]));
             }
         }
-        let env = c.list_at(&["env"]);
-        for (i, e) in env.iter().enumerate() {
+        let mut names: Vec<&str> = Vec::new();
+        for (i, e) in c.list_at(&["env"]).iter().enumerate() {
             let name = e.str_at(&["name"]);
-            if !env[..i].iter().any(|other| other.str_at(&["name"]) == name) {
+            if !names.contains(&name) {
+                names.push(name);
                 continue;
             }
             // A value that builds on the one before is meant.
@@ -182,35 +188,37 @@ fn containers(out: &mut Vec<String>, path: &str, meta: &str, spec: &str, pod: &V
 }
 
 fn ports(out: &mut Vec<String>, spec: &str, pod: &Value) {
-    let mut all: Vec<(String, Value)> = Vec::new();
-    each_container(spec, pod, |at, c| {
+    let mut all: Vec<((&str, usize, usize), &Value)> = Vec::new();
+    let place = |(list, c, i): (&str, usize, usize)| format!("{spec}.{list}[{c}].ports[{i}]");
+    each_container(pod, |list, n, c| {
         for (i, p) in c.list_at(&["ports"]).iter().enumerate() {
-            let at = format!("{at}.ports[{i}]");
+            let at = (list, n, i);
             let (ip, host) = (p.str_at(&["hostIP"]), p.i64_at(&["hostPort"]).unwrap_or(0));
             let (number, protocol) = (p.i64_at(&["containerPort"]).unwrap_or(0), p.str_at(&["protocol"]));
             if !ip.is_empty() && host == 0 {
                 let name = p.str_at(&["name"]);
                 let shown = format!("{{Name:{name} HostPort:0 ContainerPort:{number} Protocol:{protocol} HostIP:{ip}}}");
-                out.push(format!("{at}: hostIP set without hostPort: {shown}"));
+                out.push(format!("{}: hostIP set without hostPort: {shown}", place(at)));
             }
             let same = |o: &Value| o.i64_at(&["containerPort"]).unwrap_or(0) == number && o.str_at(&["protocol"]) == protocol;
-            for (other_at, o) in all.iter().filter(|(_, o)| same(o)) {
+            for (other, o) in all.iter().filter(|(_, o)| same(o)) {
                 let (other_ip, other_host) = (o.str_at(&["hostIP"]), o.i64_at(&["hostPort"]).unwrap_or(0));
                 if ip == other_ip && host == other_host {
-                    out.push(format!("{at}: duplicate port definition with {other_at}"));
+                    out.push(format!("{}: duplicate port definition with {}", place(at), place(*other)));
                 } else if host == 0 || other_host == 0 {
-                    out.push(format!("{at}: overlapping port definition with {other_at}"));
+                    out.push(format!("{}: overlapping port definition with {}", place(at), place(*other)));
                 } else if host == other_host && ip.is_empty() != other_ip.is_empty() {
-                    out.push(format!("{at}: dangerously ambiguous port definition with {other_at}"));
+                    out.push(format!("{}: dangerously ambiguous port definition with {}", place(at), place(*other)));
                 }
             }
-            all.push((at, p.clone()));
+            all.push((at, p));
         }
     });
     for (i, (at, p)) in all.iter().enumerate() {
         let name = p.str_at(&["name"]);
         let first = all[..i].iter().find(|(_, o)| !name.is_empty() && o.str_at(&["name"]) == name);
         if let Some((first, _)) = first {
+            let (at, first) = (place(*at), place(*first));
             out.push(format!(
                 "{at}: duplicate port name {} with {first}, services and probes that select ports by name will use {first}",
                 go_quote(name)
@@ -276,7 +284,7 @@ fn collisions(paths: &[(String, String)]) -> Vec<String> {
     let shown = |(path, source): &(String, String)| {
         if source.is_empty() { go_quote(path) } else { format!("{} ({source})", go_quote(path)) }
     };
-    let below = |a: &str, b: &str| format!("{a}/").starts_with(&format!("{b}/"));
+    let below = |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let mut pairs = Vec::new();
     for (i, path) in paths.iter().enumerate().filter(|(_, p)| !p.0.is_empty()) {
         for other in paths[..i].iter().filter(|o| !o.0.is_empty() && (below(&o.0, &path.0) || below(&path.0, &o.0))) {
