@@ -129,6 +129,10 @@ fn packed_types(path: &Path) -> String {
             let number = numbers.get(name).unwrap_or_else(|| panic!("types.tsv names {name} without describing it"));
             row[3] = format!("{shape}={number}");
         }
+        // Names stand there as steps of FieldsV1, which end in the name.
+        if row[0] == "F" {
+            row[1] = format!("f:{}", row[1]);
+        }
         text.push_str(&row.join("\t"));
         text.push('\n');
     }

@@ -142,7 +142,7 @@ pub fn node_status(identity: &Identity, facts: &Facts, images: &[Image], old: &V
 fn merge_resources(old: &Value, key: &str, ours: Value) -> Value {
     let mut all = old.map_at(&[key]).cloned().unwrap_or_default();
     for (name, amount) in ours.as_map().into_iter().flat_map(Map::iter) {
-        all.insert(name, amount.clone());
+        all.insert(name.to_string(), amount.clone());
     }
     Value::Map(all)
 }

@@ -589,7 +589,7 @@ impl<'a> Parser<'a> {
                 self.enter()?;
                 let mut entries = Vec::new();
                 while let Some(key) = self.key(entries.is_empty())? {
-                    entries.push((key.into_owned(), self.any()?));
+                    entries.push((key.into_owned().into(), self.any()?));
                 }
                 Ok(Value::Map(Map::from_unsorted(entries)))
             }

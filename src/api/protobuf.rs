@@ -187,9 +187,13 @@ fn nested(number: u32, out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
         out[at] = length as u8;
         return;
     }
-    let mut prefix = Vec::with_capacity(5);
-    varint(length as u64, &mut prefix);
-    out.splice(at..=at, prefix);
+    let end = out.len();
+    let more = (usize::BITS - length.leading_zeros()).div_ceil(7) as usize - 1;
+    out.resize(end + more, 0);
+    out.copy_within(at + 1..end, at + 1 + more);
+    for (i, byte) in out[at..=at + more].iter_mut().enumerate() {
+        *byte = (length >> (7 * i) & 0x7f) as u8 | if i < more { 0x80 } else { 0 };
+    }
 }
 
 // ---- reading

@@ -55,6 +55,8 @@ pub enum Wire {
 #[derive(Debug)]
 pub struct Field {
     pub json_name: &'static str,
+    /// The name as FieldsV1 has it: `f:name`.
+    pub step: &'static str,
     /// Protobuf number within the message that holds it; 0 if it has none.
     pub number: u32,
     /// What one element is: of a list if `repeated`, of a map's values if `map`.
@@ -248,7 +250,7 @@ impl Slots {
                         item.set(&["kind"], kind);
                     }
                 }
-                entries.push((field.json_name.to_string(), value));
+                entries.push((field.json_name.into(), value));
             }
         }
         Map::from_sorted(entries)
@@ -259,7 +261,7 @@ impl Slots {
 pub fn zero_struct(ty: TypeRef) -> Map {
     let ty = ty.get();
     let shown = ty.always.iter().map(|i| &ty.fields[usize::from(*i)]);
-    Map::from_sorted(shown.map(|f| (f.json_name.to_string(), f.zero())).collect())
+    Map::from_sorted(shown.map(|f| (f.json_name.into(), f.zero())).collect())
 }
 
 impl Kind {
@@ -498,7 +500,8 @@ impl Field {
 
 impl Row {
     fn read(mut next: impl FnMut() -> &'static str) -> Row {
-        let json_name = next();
+        let step = next();
+        let json_name = step.strip_prefix("f:").expect("packed names are steps");
         let number = next().parse().expect("protobuf numbers are numbers");
         let shape = next();
         let (repeated, map) = (shape.starts_with("[]"), shape.starts_with("{}"));
@@ -514,6 +517,7 @@ impl Row {
         let split = |text: &'static str, at: char| text.split(at).filter(|s| !s.is_empty()).collect();
         let mut field = Field {
             json_name,
+            step,
             number,
             kind,
             repeated,

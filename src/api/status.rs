@@ -3,6 +3,8 @@
 //! Shapes and texts follow `metav1.Status` as kube-apiserver 1.36 writes it (`notes/api-machinery.md` 2.2); clients
 //! compare reason, code and often the whole message.
 
+use std::fmt::Display;
+
 use super::resource::Resource;
 use super::value::{Map, Value};
 
@@ -291,38 +293,38 @@ impl FieldReason {
 }
 
 impl FieldError {
-    fn make(reason: FieldReason, field: impl Into<String>, shown: String, detail: impl Into<String>) -> FieldError {
-        FieldError { reason, field: field.into(), shown, detail: detail.into() }
+    fn make(reason: FieldReason, field: impl Display, shown: String, detail: impl Into<String>) -> FieldError {
+        FieldError { reason, field: field.to_string(), shown, detail: detail.into() }
     }
-    pub fn required(field: impl Into<String>, detail: impl Into<String>) -> FieldError {
+    pub fn required(field: impl Display, detail: impl Into<String>) -> FieldError {
         FieldError::make(FieldReason::Required, field, String::new(), detail)
     }
-    pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
+    pub fn invalid(field: impl Display, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
         FieldError::make(FieldReason::Invalid, field, show(&value.into()), detail)
     }
-    pub fn type_invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
+    pub fn type_invalid(field: impl Display, value: impl Into<Value>, detail: impl Into<String>) -> FieldError {
         FieldError::make(FieldReason::TypeInvalid, field, show(&value.into()), detail)
     }
     /// `Unsupported value: "x": supported values: "A", "B"`; the values are listed in the order given.
-    pub fn not_supported(field: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> FieldError {
+    pub fn not_supported(field: impl Display, value: impl Into<Value>, supported: &[&str]) -> FieldError {
         let list: Vec<String> = supported.iter().map(|s| format!("\"{s}\"")).collect();
         let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
         FieldError::make(FieldReason::NotSupported, field, show(&value.into()), detail)
     }
-    pub fn duplicate(field: impl Into<String>, value: impl Into<Value>) -> FieldError {
+    pub fn duplicate(field: impl Display, value: impl Into<Value>) -> FieldError {
         FieldError::make(FieldReason::Duplicate, field, show(&value.into()), "")
     }
-    pub fn forbidden(field: impl Into<String>, detail: impl Into<String>) -> FieldError {
+    pub fn forbidden(field: impl Display, detail: impl Into<String>) -> FieldError {
         FieldError::make(FieldReason::Forbidden, field, String::new(), detail)
     }
-    pub fn not_found(field: impl Into<String>, value: impl Into<Value>) -> FieldError {
+    pub fn not_found(field: impl Display, value: impl Into<Value>) -> FieldError {
         FieldError::make(FieldReason::NotFound, field, show(&value.into()), "")
     }
-    pub fn too_long(field: impl Into<String>, max_bytes: usize) -> FieldError {
+    pub fn too_long(field: impl Display, max_bytes: usize) -> FieldError {
         let detail = format!("may not be more than {max_bytes} bytes");
         FieldError::make(FieldReason::TooLong, field, String::new(), detail)
     }
-    pub fn too_many(field: impl Into<String>, actual: usize, max: usize) -> FieldError {
+    pub fn too_many(field: impl Display, actual: usize, max: usize) -> FieldError {
         let items = if max == 1 { "item" } else { "items" };
         let detail = format!("must have at most {max} {items}");
         FieldError::make(FieldReason::TooMany, field, actual.to_string(), detail)
@@ -341,7 +343,7 @@ impl FieldError {
     }
 }
 
-impl std::fmt::Display for FieldError {
+impl Display for FieldError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.field, self.text())
     }

@@ -4,7 +4,11 @@
 //! trees encode to equal bytes. Integers and floats stay apart as Kubernetes keeps them apart; byte strings are base64
 //! text exactly as in JSON, which is what patches see. Start at [`Value`] and [`Map`].
 
+use std::borrow::Cow;
 use std::fmt;
+
+/// The name of a member. Those the schema or the code names are not copied.
+pub type Key = Cow<'static, str>;
 
 /// One JSON value.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -19,10 +23,13 @@ pub enum Value {
     Map(Map),
 }
 
+/// Entries of a map that are looked through one by one.
+const SCANNED_MAX: usize = 16;
+
 /// A JSON object: entries sorted by key, keys unique.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Map {
-    entries: Vec<(String, Value)>,
+    entries: Vec<(Key, Value)>,
 }
 
 impl Map {
@@ -37,13 +44,13 @@ impl Map {
     }
 
     /// From entries already sorted by key without repetition, as decoders make them.
-    pub fn from_sorted(entries: Vec<(String, Value)>) -> Map {
+    pub fn from_sorted(entries: Vec<(Key, Value)>) -> Map {
         debug_assert!(entries.windows(2).all(|w| w[0].0 < w[1].0), "entries are sorted");
         Map { entries }
     }
 
     /// From entries in any order; of equal keys the last wins.
-    pub fn from_unsorted(mut entries: Vec<(String, Value)>) -> Map {
+    pub fn from_unsorted(mut entries: Vec<(Key, Value)>) -> Map {
         if entries.windows(2).any(|w| w[0].0 >= w[1].0) {
             entries.sort_by(|a, b| a.0.cmp(&b.0));
             entries.reverse();
@@ -56,25 +63,33 @@ impl Map {
     fn find(&self, key: &str) -> Result<usize, usize> {
         // Decoders append in key order, so the common insert position is the end.
         match self.entries.last() {
-            Some((last, _)) if last.as_str() < key => Err(self.entries.len()),
-            _ => self.entries.binary_search_by(|(k, _)| k.as_str().cmp(key)),
+            Some((last, _)) if **last < *key => Err(self.entries.len()),
+            _ => self.entries.binary_search_by(|(k, _)| (**k).cmp(key)),
         }
     }
 
+    fn place(&self, key: &str) -> Option<usize> {
+        // Of few names most differ in length, which is seen without a call; halving compares bytes every time.
+        if self.entries.len() <= SCANNED_MAX {
+            return self.entries.iter().position(|(k, _)| **k == *key);
+        }
+        self.find(key).ok()
+    }
+
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.find(key).ok().map(|i| &self.entries[i].1)
+        self.place(key).map(|i| &self.entries[i].1)
     }
 
     pub fn get_mut(&mut self, key: &str) -> Option<&mut Value> {
-        self.find(key).ok().map(|i| &mut self.entries[i].1)
+        self.place(key).map(|i| &mut self.entries[i].1)
     }
 
     pub fn contains_key(&self, key: &str) -> bool {
-        self.find(key).is_ok()
+        self.place(key).is_some()
     }
 
     /// Sets `key`; the value that was there before comes back.
-    pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) -> Option<Value> {
+    pub fn insert(&mut self, key: impl Into<Key>, value: impl Into<Value>) -> Option<Value> {
         let (key, value) = (key.into(), value.into());
         match self.find(&key) {
             Ok(i) => Some(std::mem::replace(&mut self.entries[i].1, value)),
@@ -86,11 +101,12 @@ impl Map {
     }
 
     /// Sets `key` only where it is absent or null: how defaults are written.
-    pub fn insert_default(&mut self, key: &str, value: impl Into<Value>) {
-        match self.find(key) {
+    pub fn insert_default(&mut self, key: impl Into<Key>, value: impl Into<Value>) {
+        let key = key.into();
+        match self.find(&key) {
             Ok(i) if self.entries[i].1.is_null() => self.entries[i].1 = value.into(),
             Ok(_) => {}
-            Err(i) => self.entries.insert(i, (key.to_string(), value.into())),
+            Err(i) => self.entries.insert(i, (key, value.into())),
         }
     }
 
@@ -103,7 +119,7 @@ impl Map {
         let i = match self.find(key) {
             Ok(i) => i,
             Err(i) => {
-                self.entries.insert(i, (key.to_string(), Value::Null));
+                self.entries.insert(i, (key.to_string().into(), Value::Null));
                 i
             }
         };
@@ -137,15 +153,15 @@ impl Map {
     }
 
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&str, &Value)> + ExactSizeIterator {
-        self.entries.iter().map(|(k, v)| (k.as_str(), v))
+        self.entries.iter().map(|(k, v)| (&**k, v))
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Value)> {
-        self.entries.iter_mut().map(|(k, v)| (k.as_str(), v))
+        self.entries.iter_mut().map(|(k, v)| (&**k, v))
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|(k, _)| k.as_str())
+        self.entries.iter().map(|(k, _)| &**k)
     }
 
     pub fn retain(&mut self, mut keep: impl FnMut(&str, &mut Value) -> bool) {
@@ -159,14 +175,14 @@ impl Map {
 }
 
 impl IntoIterator for Map {
-    type Item = (String, Value);
-    type IntoIter = std::vec::IntoIter<(String, Value)>;
+    type Item = (Key, Value);
+    type IntoIter = std::vec::IntoIter<(Key, Value)>;
     fn into_iter(self) -> Self::IntoIter {
         self.entries.into_iter()
     }
 }
 
-impl<K: Into<String>, V: Into<Value>> FromIterator<(K, V)> for Map {
+impl<K: Into<Key>, V: Into<Value>> FromIterator<(K, V)> for Map {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Map {
         let mut map = Map::new();
         for (k, v) in entries {
@@ -280,7 +296,11 @@ impl Value {
             *self = value.into();
             return;
         };
-        self.make_map(parents).insert(*last, value);
+        let map = self.make_map(parents);
+        match map.get_mut(last) {
+            Some(slot) => *slot = value.into(),
+            None => drop(map.insert(last.to_string(), value)),
+        }
     }
 
     /// The map at `path`, made (with the maps on the way) where absent.

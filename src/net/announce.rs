@@ -19,7 +19,7 @@ const RETRY_MS_MAX: u64 = 60_000;
 
 /// What is stored for the resolver of `node` at `ip`.
 pub fn resolver_slice(node: &str, ip: Ipv4Addr) -> Value {
-    let map = |entries: Vec<(&str, Value)>| Value::Map(entries.into_iter().collect::<Map>());
+    let map = |entries: Vec<(&'static str, Value)>| Value::Map(entries.into_iter().collect::<Map>());
     let port = |name: &str, protocol: &str| map(vec![("name", name.into()), ("protocol", protocol.into()), ("port", 53.into())]);
     let labels =
         map(vec![("kubernetes.io/service-name", SERVICE.into()), ("endpointslice.kubernetes.io/managed-by", "net.coracle".into())]);

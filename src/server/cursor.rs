@@ -4,6 +4,7 @@
 //! complain about it in upstream's words. Complaints show values as upstream's Go types print ([`schema::show`]).
 
 use std::cell::RefCell;
+use std::fmt::{self, Display};
 
 use crate::api::quantity::Quantity;
 use crate::api::schema::{self, Shape, TypeRef};
@@ -12,84 +13,180 @@ use crate::api::value::Value;
 
 use super::validation as check;
 
-/// What is wrong so far.
+/// What is wrong so far, and the steps of all paths walked: they become text only in complaints.
 #[derive(Default)]
-pub struct Errors(RefCell<Vec<FieldError>>);
+pub struct Errors {
+    found: RefCell<Vec<FieldError>>,
+    /// Step 0 is before the first.
+    steps: RefCell<Vec<Taken>>,
+}
+
+/// A step, and the numbers of those before it.
+struct Taken {
+    /// As the path is shown.
+    shown: u32,
+    /// From the root of the object, whatever places are called.
+    real: u32,
+    step: Step,
+}
+
+enum Step {
+    Key(&'static str),
+    Member(Box<str>),
+    Index(usize),
+    Entry(Box<str>),
+    /// A whole path.
+    Called(Box<str>),
+}
+
+/// The path to a place, shown as `spec.containers[0].image`.
+#[derive(Clone, Copy)]
+pub struct Path<'a> {
+    errors: &'a Errors,
+    last: u32,
+}
 
 static NULL: Value = Value::Null;
 
 /// A place in the object.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub struct At<'a> {
-    errors: &'a Errors,
     /// Null where the object has nothing.
     pub value: &'a Value,
-    pub path: String,
-    shape: Shape,
+    /// As complaints have it.
+    pub path: Path<'a>,
+    /// What type the place has is looked up in complaints only: the root's, and the last step from there.
+    root: TypeRef,
+    way: u32,
 }
 
 /// Runs `rules` from the root of an object of type `ty`.
 pub fn validate(ty: TypeRef, object: &Value, rules: impl FnOnce(&At)) -> Vec<FieldError> {
     let errors = Errors::default();
     rules(&At::root(&errors, ty, object));
-    errors.0.into_inner()
+    errors.found.into_inner()
 }
 
 /// The same from a place within: `value` is of the named type and at `path`.
-pub fn part(errors: &mut Vec<FieldError>, type_name: &str, path: &str, value: &Value, rules: impl FnOnce(&At)) {
-    let own = Errors(RefCell::new(std::mem::take(errors)));
+pub fn part(errors: &mut Vec<FieldError>, type_name: &str, path: impl Display, value: &Value, rules: impl FnOnce(&At)) {
+    let own = Errors { found: RefCell::new(std::mem::take(errors)), ..Errors::default() };
     let ty = schema::type_named(type_name).expect("named from the table");
     rules(&At::root(&own, ty, value).called(path));
-    *errors = own.0.into_inner();
+    *errors = own.found.into_inner();
+}
+
+impl<'a> Path<'a> {
+    fn then(self, step: Step, real: u32) -> Path<'a> {
+        let mut steps = self.errors.steps.borrow_mut();
+        steps.push(Taken { shown: self.last, real, step });
+        Path { last: steps.len() as u32, ..self }
+    }
+
+    /// The path to a member, without a place there.
+    pub fn key(self, key: &'static str) -> Path<'a> {
+        self.then(Step::Key(key), 0)
+    }
+}
+
+impl Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps = self.errors.steps.borrow();
+        let mut way = Vec::new();
+        let mut at = self.last;
+        while let Some(taken) = (at as usize).checked_sub(1).map(|i| &steps[i]) {
+            way.push(&taken.step);
+            at = taken.shown;
+        }
+        let mut dot = "";
+        for step in way.iter().rev() {
+            match step {
+                Step::Key(key) => write!(f, "{dot}{key}")?,
+                Step::Member(key) => write!(f, "{dot}{key}")?,
+                Step::Index(n) => write!(f, "[{n}]")?,
+                Step::Entry(key) => write!(f, "[{key}]")?,
+                Step::Called(path) => f.write_str(path)?,
+            }
+            dot = if matches!(step, Step::Called(path) if path.is_empty()) { "" } else { "." };
+        }
+        Ok(())
+    }
 }
 
 impl<'a> At<'a> {
     pub fn root(errors: &'a Errors, ty: TypeRef, value: &'a Value) -> At<'a> {
-        At { errors, value, path: String::new(), shape: Shape::of(ty) }
+        At { value, path: Path { errors, last: 0 }, root: ty, way: 0 }
+    }
+
+    /// One step on, to `value`.
+    fn then(&self, step: Step, value: &'a Value) -> At<'a> {
+        let path = self.path.then(step, self.way);
+        At { value, path, way: path.last, ..*self }
+    }
+
+    fn shape(&self) -> Shape {
+        let steps = self.path.errors.steps.borrow();
+        let mut way = Vec::new();
+        let mut at = self.way;
+        while let Some(taken) = (at as usize).checked_sub(1).map(|i| &steps[i]) {
+            way.push(&taken.step);
+            at = taken.real;
+        }
+        way.iter().rev().fold(Shape::of(self.root), |shape, step| match step {
+            Step::Key(key) => shape.member(key),
+            Step::Member(key) => shape.member(key),
+            Step::Index(_) | Step::Entry(_) => shape.element(),
+            Step::Called(_) => shape,
+        })
     }
 
     // --- walking
 
     /// A member by its JSON name.
-    pub fn get(&self, key: &str) -> At<'a> {
-        let value = self.value.get(key).unwrap_or(&NULL);
-        // One per member looked at, hence not `format!`.
-        let path = if self.path.is_empty() { key.to_string() } else { [&self.path, ".", key].concat() };
-        At { errors: self.errors, value, path, shape: self.shape.member(key) }
+    pub fn get(&self, key: &'static str) -> At<'a> {
+        self.then(Step::Key(key), self.value.get(key).unwrap_or(&NULL))
+    }
+
+    /// A member whose name only the object knows.
+    pub fn member(&self, key: &str) -> At<'a> {
+        self.then(Step::Member(key.into()), self.value.get(key).unwrap_or(&NULL))
     }
 
     /// Member of member.
-    pub fn at(&self, keys: &[&str]) -> At<'a> {
-        keys.iter().fold(self.clone(), |at, key| at.get(key))
+    pub fn at(&self, keys: &[&'static str]) -> At<'a> {
+        keys.iter().fold(*self, |at, key| at.get(key))
     }
 
     /// The items of a list.
     pub fn each(&self) -> Vec<At<'a>> {
-        let shape = self.shape.element();
-        let make = |(i, value)| At { errors: self.errors, value, path: format!("{}[{i}]", self.path), shape };
-        self.value.as_list().unwrap_or(&[]).iter().enumerate().map(make).collect()
+        let items = self.value.as_list().unwrap_or(&[]).iter().enumerate();
+        items.map(|(i, value)| self.then(Step::Index(i), value)).collect()
     }
 
     /// The entries of a map, at `path[key]`.
     pub fn entries(&self) -> Vec<(&'a str, At<'a>)> {
-        let shape = self.shape.element();
         let entries = self.value.as_map().into_iter().flat_map(|m| m.iter());
-        entries.map(|(key, value)| (key, At { errors: self.errors, value, path: [&self.path, "[", key, "]"].concat(), shape })).collect()
+        entries.map(|(key, value)| (key, self.then(Step::Entry(key.into()), value))).collect()
     }
 
     /// The same value under another path: upstream names some places oddly.
-    pub fn called(&self, path: impl Into<String>) -> At<'a> {
-        At { path: path.into(), ..self.clone() }
+    pub fn called(&self, path: impl Display) -> At<'a> {
+        let root = Path { last: 0, ..self.path };
+        At { path: root.then(Step::Called(path.to_string().into()), 0), ..*self }
+    }
+
+    /// The same value under the path of another place.
+    pub fn as_at(&self, path: Path<'a>) -> At<'a> {
+        At { path, ..*self }
     }
 
     /// The same place in another object, the old one say.
     pub fn over(&self, value: Option<&'a Value>) -> At<'a> {
-        At { value: value.unwrap_or(&NULL), ..self.clone() }
+        At { value: value.unwrap_or(&NULL), ..*self }
     }
 
-    /// The place above, as far as its path goes (its value is not known).
-    pub fn parent_path(&self) -> &str {
-        self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
+    /// The path of the place above, as far as it goes (the value there is not known).
+    pub fn parent_path(&self) -> String {
+        self.path.to_string().rsplit_once('.').map_or_else(String::new, |(parent, _)| parent.to_string())
     }
 
     // --- looking
@@ -142,27 +239,27 @@ impl<'a> At<'a> {
 
     /// The value as messages show it.
     pub fn shown(&self) -> String {
-        schema::show(self.shape, self.value)
+        schema::show(self.shape(), self.value)
     }
 
     /// How many complaints there are.
     pub fn complaints(&self) -> usize {
-        self.errors.0.borrow().len()
+        self.path.errors.found.borrow().len()
     }
 
     // --- complaining
 
     pub fn push(&self, error: FieldError) {
-        self.errors.0.borrow_mut().push(error);
+        self.path.errors.found.borrow_mut().push(error);
     }
 
     /// For checks that are written without cursors.
-    pub fn with(&self, rules: impl FnOnce(&mut Vec<FieldError>, &str)) {
-        rules(&mut self.errors.0.borrow_mut(), &self.path);
+    pub fn with(&self, rules: impl FnOnce(&mut Vec<FieldError>, &dyn Display)) {
+        rules(&mut self.path.errors.found.borrow_mut(), &self.path);
     }
 
     fn complain(&self, reason: FieldReason, shown: String, why: impl Into<String>) {
-        self.push(FieldError { reason, field: self.path.clone(), shown, detail: why.into() });
+        self.push(FieldError { reason, field: self.path.to_string(), shown, detail: why.into() });
     }
 
     pub fn required(&self, why: impl Into<String>) {
@@ -179,7 +276,7 @@ impl<'a> At<'a> {
 
     /// Invalid, showing something else than what is there.
     pub fn invalid_as(&self, shown: impl Into<Value>, why: impl Into<String>) {
-        self.push(FieldError::invalid(self.path.as_str(), shown, why));
+        self.push(FieldError::invalid(self.path, shown, why));
     }
 
     /// Invalid, showing no value.
@@ -200,17 +297,17 @@ impl<'a> At<'a> {
     }
 
     pub fn unsupported(&self, supported: &[&str]) {
-        let mut error = FieldError::not_supported(self.path.as_str(), Value::Null, supported);
+        let mut error = FieldError::not_supported(self.path, Value::Null, supported);
         error.shown = self.shown();
         self.push(error);
     }
 
     pub fn too_long(&self, max_bytes: usize) {
-        self.push(FieldError::too_long(self.path.as_str(), max_bytes));
+        self.push(FieldError::too_long(self.path, max_bytes));
     }
 
     pub fn too_many(&self, max: usize) {
-        self.push(FieldError::too_many(self.path.as_str(), self.len(), max));
+        self.push(FieldError::too_many(self.path, self.len(), max));
     }
 
     // --- rules
@@ -276,7 +373,7 @@ impl<'a> At<'a> {
     }
 
     fn unsupported_str(&self, supported: &[&str]) {
-        self.push(FieldError::not_supported(self.path.as_str(), self.str(), supported));
+        self.push(FieldError::not_supported(self.path, self.str(), supported));
     }
 
     /// [`At::one_of`], or absent.

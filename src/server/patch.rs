@@ -121,7 +121,7 @@ fn add(target: &mut Value, path: &[String], value: Value) -> Option<()> {
     };
     match find_mut(target, parents)? {
         Value::Map(m) => {
-            m.insert(last.as_str(), value);
+            m.insert(last.to_string(), value);
             Some(())
         }
         Value::List(l) => {
@@ -286,7 +286,7 @@ fn merge_map(target: &mut Map, patch: &Map, ty: Option<TypeRef>) -> Result<()> {
             Some("replace") => {
                 *target = Map::new();
                 for (key, value) in patch.iter().filter(|(k, _)| *k != PATCH) {
-                    target.insert(key, value.clone());
+                    target.insert(key.to_string(), value.clone());
                 }
             }
             Some("delete") => *target = Map::new(),
@@ -319,13 +319,13 @@ fn merge_map(target: &mut Map, patch: &Map, ty: Option<TypeRef>) -> Result<()> {
             Value::Map(changes) => match target.get_mut(key) {
                 Some(Value::Map(old)) if facts.is_map => merge_values(old, changes, facts.element)?,
                 Some(Value::Map(old)) => merge_map(old, changes, facts.element)?,
-                Some(_) | None => drop(target.insert(key, fresh(value)?)),
+                Some(_) | None => drop(target.insert(key.to_string(), fresh(value)?)),
             },
             Value::List(items) if facts.merges => {
                 let order = patch.get(&format!("{ORDER}{key}"));
                 merge_list(target, key, items, order, facts)?;
             }
-            value => drop(target.insert(key, fresh(value)?)),
+            value => drop(target.insert(key.to_string(), fresh(value)?)),
         }
     }
     Ok(())
@@ -340,7 +340,7 @@ fn merge_values(target: &mut Map, patch: &Map, element: Option<TypeRef>) -> Resu
         match (value, target.get_mut(key)) {
             (Value::Null, _) => drop(target.remove(key)),
             (Value::Map(changes), Some(Value::Map(old))) => merge_map(old, changes, element)?,
-            (value, _) => drop(target.insert(key, fresh(value)?)),
+            (value, _) => drop(target.insert(key.to_string(), fresh(value)?)),
         }
     }
     Ok(())
@@ -374,7 +374,7 @@ fn fresh(value: &Value) -> Result<Value> {
             }
             let mut out = Map::with_capacity(map.len());
             for (key, v) in map.iter().filter(|(k, v)| !k.starts_with('$') && !v.is_null()) {
-                out.insert(key, fresh(v)?);
+                out.insert(key.to_string(), fresh(v)?);
             }
             Value::Map(out)
         }
@@ -390,7 +390,7 @@ fn merge_list(target: &mut Map, name: &str, items: &[Value], order: Option<&Valu
     let old: Vec<Value> = target.get(name).and_then(Value::as_list).unwrap_or(&[]).to_vec();
     if items.is_empty() && old.is_empty() {
         if order.is_none() {
-            target.insert(name, Value::List(Vec::new()));
+            target.insert(name.to_string(), Value::List(Vec::new()));
         }
         return Ok(());
     }
@@ -405,7 +405,7 @@ fn merge_list(target: &mut Map, name: &str, items: &[Value], order: Option<&Valu
         Some(key) => merge_objects(old, items, order, key, facts.element)?,
         None => merge_primitives(old, items, order),
     };
-    target.insert(name, merged);
+    target.insert(name.to_string(), merged);
     Ok(())
 }
 

@@ -596,7 +596,12 @@ pub fn count_generation(new: &mut Value, old: &Value) {
         let empty = Map::new();
         let skip = ["apiVersion", "kind", "metadata", "status"];
         let is_nothing = |v: &Value| v.is_null() || v.as_list().is_some_and(<[Value]>::is_empty);
-        v.as_map().unwrap_or(&empty).iter().filter(|(k, v)| !skip.contains(k) && !is_nothing(v)).map(|(k, v)| (k, v.clone())).collect()
+        v.as_map()
+            .unwrap_or(&empty)
+            .iter()
+            .filter(|(k, v)| !skip.contains(k) && !is_nothing(v))
+            .map(|(k, v)| (k.to_string(), v.clone()))
+            .collect()
     };
     if !crate::server::cursor::same(&Value::Map(other(new)), &Value::Map(other(old))) {
         let generation = old.i64_at(&["metadata", "generation"]).unwrap_or(0);
@@ -611,7 +616,7 @@ pub fn begin_status_update(new: &mut Value, old: &Value) {
     let empty = Map::new();
     for (key, value) in old.as_map().unwrap_or(&empty).iter() {
         if !matches!(key, "apiVersion" | "kind" | "metadata" | "status") {
-            map.insert(key, value.clone());
+            map.insert(key.to_string(), value.clone());
         }
     }
 }
@@ -621,7 +626,7 @@ pub fn restore(new: &mut Value, old: &Value, member: &str) {
     let Some(map) = new.as_map_mut() else { return };
     match old.get(member) {
         Some(value) => {
-            map.insert(member, value.clone());
+            map.insert(member.to_string(), value.clone());
         }
         None => {
             map.remove(member);

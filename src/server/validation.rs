@@ -3,6 +3,8 @@
 //!
 //! Start at [`metadata`] and [`metadata_update`], which the pipeline calls for every kind.
 
+use std::fmt::Display;
+
 use crate::api::json::go_quote;
 use crate::api::status::FieldError;
 use crate::api::value::Value;
@@ -331,31 +333,31 @@ pub fn go_duration(text: &str) -> Result<f64, String> {
 }
 
 /// Appends one Invalid per message.
-pub fn invalid(errors: &mut Vec<FieldError>, field: &str, value: &str, messages: Messages) {
-    errors.extend(messages.into_iter().map(|m| FieldError::invalid(field, value, m)));
+pub fn invalid(errors: &mut Vec<FieldError>, field: impl Display, value: &str, messages: Messages) {
+    errors.extend(messages.into_iter().map(|m| FieldError::invalid(&field, value, m)));
 }
 
 /// Appends Invalid for a number.
-pub fn invalid_number(errors: &mut Vec<FieldError>, field: &str, value: i64, messages: Messages) {
-    errors.extend(messages.into_iter().map(|m| FieldError::invalid(field, value, m)));
+pub fn invalid_number(errors: &mut Vec<FieldError>, field: impl Display, value: i64, messages: Messages) {
+    errors.extend(messages.into_iter().map(|m| FieldError::invalid(&field, value, m)));
 }
 
 /// `field: Unsupported value` unless `value` is one of `supported`.
-pub fn one_of(errors: &mut Vec<FieldError>, field: &str, value: &str, supported: &[&str]) {
+pub fn one_of(errors: &mut Vec<FieldError>, field: impl Display, value: &str, supported: &[&str]) {
     if !supported.contains(&value) {
         errors.push(FieldError::not_supported(field, value, supported));
     }
 }
 
 /// `must be greater than or equal to 0`.
-pub fn non_negative(errors: &mut Vec<FieldError>, field: &str, value: i64) {
+pub fn non_negative(errors: &mut Vec<FieldError>, field: impl Display, value: i64) {
     if value < 0 {
         errors.push(FieldError::invalid(field, value, "must be greater than or equal to 0"));
     }
 }
 
 /// Refuses any difference.
-pub fn immutable(errors: &mut Vec<FieldError>, field: &str, new: Option<&Value>, old: Option<&Value>) {
+pub fn immutable(errors: &mut Vec<FieldError>, field: impl Display, new: Option<&Value>, old: Option<&Value>) {
     let (new, old) = (new.filter(|v| !v.is_null()), old.filter(|v| !v.is_null()));
     if new != old {
         errors.push(FieldError::invalid(field, new.cloned().unwrap_or_default(), IMMUTABLE));
@@ -363,18 +365,18 @@ pub fn immutable(errors: &mut Vec<FieldError>, field: &str, new: Option<&Value>,
 }
 
 /// A map of labels.
-pub fn labels(errors: &mut Vec<FieldError>, field: &str, labels: Option<&Value>) {
+pub fn labels(errors: &mut Vec<FieldError>, field: impl Display, labels: Option<&Value>) {
     for (key, value) in labels.and_then(Value::as_map).into_iter().flat_map(|m| m.iter()) {
-        invalid(errors, field, key, qualified_name(key));
+        invalid(errors, &field, key, qualified_name(key));
         let value = value.as_str().unwrap_or("");
-        invalid(errors, field, value, label_value(value));
+        invalid(errors, &field, value, label_value(value));
     }
 }
 
-pub fn annotations(errors: &mut Vec<FieldError>, field: &str, annotations: Option<&Value>) {
+pub fn annotations(errors: &mut Vec<FieldError>, field: impl Display, annotations: Option<&Value>) {
     let mut bytes = 0;
     for (key, value) in annotations.and_then(Value::as_map).into_iter().flat_map(|m| m.iter()) {
-        invalid(errors, field, key, qualified_name(&key.to_lowercase()));
+        invalid(errors, &field, key, qualified_name(&key.to_lowercase()));
         bytes += key.len() + value.as_str().map_or(0, str::len);
     }
     if bytes > ANNOTATIONS_BYTES_MAX {
@@ -383,31 +385,31 @@ pub fn annotations(errors: &mut Vec<FieldError>, field: &str, annotations: Optio
 }
 
 /// A `metav1.LabelSelector`; `None` counts as valid.
-pub fn label_selector(errors: &mut Vec<FieldError>, field: &str, selector: Option<&Value>) {
+pub fn label_selector(errors: &mut Vec<FieldError>, field: impl Display, selector: Option<&Value>) {
     let Some(selector) = selector else { return };
-    labels(errors, &format!("{field}.matchLabels"), selector.at(&["matchLabels"]));
+    labels(errors, format_args!("{field}.matchLabels"), selector.at(&["matchLabels"]));
     for (i, requirement) in selector.list_at(&["matchExpressions"]).iter().enumerate() {
-        let at = format!("{field}.matchExpressions[{i}]");
+        let at = format_args!("{field}.matchExpressions[{i}]");
         let values = requirement.list_at(&["values"]);
         match requirement.str_at(&["operator"]) {
             "In" | "NotIn" => {
                 if values.is_empty() {
-                    errors.push(FieldError::required(format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+                    errors.push(FieldError::required(format_args!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'"));
                 }
             }
             "Exists" | "DoesNotExist" => {
                 if !values.is_empty() {
                     let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                    errors.push(FieldError::forbidden(format!("{at}.values"), why));
+                    errors.push(FieldError::forbidden(format_args!("{at}.values"), why));
                 }
             }
-            other => errors.push(FieldError::invalid(format!("{at}.operator"), other, "not a valid selector operator")),
+            other => errors.push(FieldError::invalid(format_args!("{at}.operator"), other, "not a valid selector operator")),
         }
         let key = requirement.str_at(&["key"]);
-        invalid(errors, &format!("{at}.key"), key, qualified_name(key));
+        invalid(errors, format_args!("{at}.key"), key, qualified_name(key));
         for (n, value) in values.iter().enumerate() {
             let value = value.as_str().unwrap_or("");
-            invalid(errors, &format!("{at}.values[{n}]"), value, label_value(value));
+            invalid(errors, format_args!("{at}.values[{n}]"), value, label_value(value));
         }
     }
 }
@@ -555,7 +557,7 @@ pub fn metadata_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for key in ["name", "namespace", "uid", "creationTimestamp"] {
         let path = ["metadata", key];
-        immutable(&mut errors, &format!("metadata.{key}"), new.at(&path), old.at(&path));
+        immutable(&mut errors, format_args!("metadata.{key}"), new.at(&path), old.at(&path));
     }
     if old.at(&["metadata", "deletionTimestamp"]).is_some() {
         let had = old.list_at(&["metadata", "finalizers"]);

@@ -233,12 +233,12 @@ fn difference(old: &Value, new: &Value) -> Value {
     for (key, value) in after.iter() {
         match before.get(key) {
             Some(had) if had == value => {}
-            Some(had) => drop(out.insert(key, difference(had, value))),
-            None => drop(out.insert(key, value.clone())),
+            Some(had) => drop(out.insert(key.to_string(), difference(had, value))),
+            None => drop(out.insert(key.to_string(), value.clone())),
         }
     }
     for key in before.keys().filter(|key| !after.contains_key(key)) {
-        out.insert(key, Value::Null);
+        out.insert(key.to_string(), Value::Null);
     }
     Value::Map(out)
 }

@@ -864,7 +864,7 @@ fn normal(value: &Value) -> Value {
         Value::Bool(_) | Value::Int(_) | Value::Float(_) => true,
     };
     match value {
-        Value::Map(m) => Value::Map(m.iter().map(|(k, v)| (k, normal(v))).filter(|(k, v)| keep(k, v)).collect::<Map>()),
+        Value::Map(m) => Value::Map(m.iter().map(|(k, v)| (k.to_string(), normal(v))).filter(|(k, v)| keep(k, v)).collect::<Map>()),
         Value::List(l) => Value::List(l.iter().map(normal).collect()),
         other => other.clone(),
     }

@@ -435,11 +435,11 @@ pub fn patch(old: &Value, new: &Value) -> Option<Value> {
             _ => value.clone(),
         };
         if send.as_list().is_none_or(|l| !l.is_empty()) {
-            patch.insert(key, send);
+            patch.insert(key.to_string(), send);
         }
     }
     for (key, _) in was.iter().filter(|(k, _)| !is.contains_key(k)) {
-        patch.insert(key, Value::Null);
+        patch.insert(key.to_string(), Value::Null);
     }
     (!patch.is_empty()).then_some(Value::Map(patch))
 }

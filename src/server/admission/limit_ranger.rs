@@ -74,7 +74,7 @@ fn fill(pod: &mut Value, range: &Value) {
     for limit in limits_of(range, "Container") {
         for (into, key) in [(&mut requests, "defaultRequest"), (&mut limits, "default")] {
             for (name, quantity) in limit.map_at(&[key]).into_iter().flat_map(Map::iter) {
-                into.insert(name, quantity.clone());
+                into.insert(name.to_string(), quantity.clone());
             }
         }
     }

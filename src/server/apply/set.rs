@@ -3,15 +3,17 @@
 //! Steps are spelled as FieldsV1 spells them: `f:` a field or map key, `k:` an element of a list with keys, `v:` an element of
 //! a set, `i:` an index. A node may be in the set itself (`.`, or `{}` where nothing is below it), have members below, or both.
 
+use std::cmp::Ordering;
+
 use crate::api::json;
-use crate::api::value::{Map, Value};
+use crate::api::value::{Key, Map, Value};
 
 /// A set of paths below one point, and whether the point itself is in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Set {
     pub here: bool,
     /// Sorted by step; none of them empty.
-    below: Vec<(String, Set)>,
+    below: Vec<(Key, Set)>,
 }
 
 impl Set {
@@ -29,27 +31,42 @@ impl Set {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Set)> {
-        self.below.iter().map(|(step, set)| (step.as_str(), set))
+        self.below.iter().map(|(step, set)| (&**step, set))
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&str, &mut Set)> {
-        self.below.iter_mut().map(|(step, set)| (step.as_str(), set))
+        self.below.iter_mut().map(|(step, set)| (&**step, set))
     }
 
     fn find(&self, step: &str) -> Result<usize, usize> {
         // Walks come in order, so the common place is the end.
         match self.below.last() {
-            Some((last, _)) if last.as_str() < step => Err(self.below.len()),
-            _ => self.below.binary_search_by(|(s, _)| s.as_str().cmp(step)),
+            Some((last, _)) if **last < *step => Err(self.below.len()),
+            _ => self.below.binary_search_by(|(s, _)| (**s).cmp(step)),
         }
+    }
+
+    /// The place of `f:name`.
+    fn find_field(&self, name: &str) -> Option<usize> {
+        let order = |step: &str| match step.strip_prefix("f:") {
+            Some(own) => own.cmp(name),
+            None if step < "f:" => Ordering::Less,
+            None => Ordering::Greater,
+        };
+        self.below.binary_search_by(|(step, _)| order(step)).ok()
     }
 
     pub fn get(&self, step: &str) -> Option<&Set> {
         self.find(step).ok().map(|i| &self.below[i].1)
     }
 
+    /// What is below `f:name`.
+    pub fn get_field(&self, name: &str) -> Option<&Set> {
+        self.find_field(name).map(|i| &self.below[i].1)
+    }
+
     /// Adds what `set` has to the point `step` leads to.
-    pub fn put(&mut self, step: impl Into<String>, set: Set) {
+    pub fn put(&mut self, step: impl Into<Key>, set: Set) {
         if set.is_empty() {
             return;
         }
@@ -88,7 +105,7 @@ impl Set {
         let mut common = Set { here: self.here && other.here, below: Vec::new() };
         for (step, own) in self.iter() {
             if let Some(theirs) = other.get(step) {
-                common.put(step, own.intersection(theirs));
+                common.put(step.to_string(), own.intersection(theirs));
             }
         }
         common
@@ -97,7 +114,7 @@ impl Set {
     /// Drops a point with all below it.
     pub fn cut(&mut self, path: &[&str]) {
         let [first, rest @ ..] = path else { return };
-        let Ok(i) = self.find(&format!("f:{first}")) else { return };
+        let Some(i) = self.find_field(first) else { return };
         if !rest.is_empty() {
             self.below[i].1.cut(rest);
         }
@@ -112,7 +129,7 @@ impl Set {
             self.here = false;
             return;
         };
-        let Ok(i) = self.find(&format!("f:{first}")) else { return };
+        let Some(i) = self.find_field(first) else { return };
         self.below[i].1.forget(rest);
         if self.below[i].1.is_empty() {
             self.below.remove(i);
@@ -141,13 +158,13 @@ impl Set {
 
     pub fn has(&self, path: &[&str]) -> bool {
         let Some((first, rest)) = path.split_first() else { return self.here };
-        self.get(&format!("f:{first}")).is_some_and(|set| set.has(rest))
+        self.get_field(first).is_some_and(|set| set.has(rest))
     }
 
     /// The set with this one path.
     pub fn of(path: &[&str]) -> Set {
         let Some((first, rest)) = path.split_first() else { return Set::point() };
-        Set { here: false, below: vec![(format!("f:{first}"), Set::of(rest))] }
+        Set { here: false, below: vec![(format!("f:{first}").into(), Set::of(rest))] }
     }
 
     /// Whether subtracting this from the set `raw` encodes would take anything.
@@ -178,7 +195,7 @@ impl Set {
         let mut set = Set { here: !is_root && map.is_empty(), below: Vec::with_capacity(map.len()) };
         for (step, value) in map.iter() {
             match step.split_at_checked(2) {
-                Some(("f:" | "k:" | "v:" | "i:", _)) => set.below.push((step.to_string(), Set::decode_node(value, false)?)),
+                Some(("f:" | "k:" | "v:" | "i:", _)) => set.below.push((step.to_string().into(), Set::decode_node(value, false)?)),
                 _ if step == "." => set.here = !is_root,
                 _ => return None,
             }
@@ -188,7 +205,7 @@ impl Set {
 
     pub fn encode(self) -> Value {
         let has_more = !self.below.is_empty();
-        let own = (self.here && has_more).then(|| (".".to_string(), Value::map()));
+        let own = (self.here && has_more).then(|| (".".into(), Value::map()));
         let below = self.below.into_iter().map(|(step, set)| (step, set.encode()));
         Value::Map(Map::from_sorted(own.into_iter().chain(below).collect()))
     }

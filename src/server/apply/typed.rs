@@ -4,11 +4,12 @@
 //! unless they are one value; what has no schema goes by member in maps. Absent and null are different here. The decisions are
 //! those of upstream's structured merge, duplicates in lists included.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::json;
 use crate::api::schema::{Field, Kind, ListType, MapType, TypeRef};
-use crate::api::value::{Map, Value};
+use crate::api::value::{Key, Map, Value};
 use crate::server::patch::go;
 
 use super::set::{Set, show};
@@ -101,6 +102,14 @@ impl Node {
         }
     }
 
+    /// The step to a member of this name, whose place this is.
+    fn step_here(self, name: &str) -> Key {
+        match self {
+            Node::Field(field) => field.step.into(),
+            Node::Type(_) | Node::Element(_) | Node::Free | Node::Whole | Node::Text => ["f:", name].concat().into(),
+        }
+    }
+
     /// Where a step leads.
     fn step(self, step: &str) -> Option<(Node, bool)> {
         match step.strip_prefix("f:") {
@@ -164,10 +173,13 @@ fn step_of_keys(field: &'static Field, item: &Value) -> Result<String, String> {
         return Err(format!("associative list with keys may not have {what}"));
     };
     let default = |key: &str| field.message().and_then(|t| t.field(key)).map_or("", |f| f.default);
-    let mut keys: Vec<&'static str> = field.list_map_keys.clone();
-    keys.sort_unstable();
-    let mut step = b"k:{".to_vec();
-    for key in keys {
+    let mut keys = Cow::from(&field.list_map_keys);
+    if !keys.is_sorted() {
+        keys.to_mut().sort_unstable();
+    }
+    let mut step = Vec::with_capacity(32);
+    step.extend_from_slice(b"k:{");
+    for key in keys.iter().copied() {
         let value = members.get(key);
         if value.is_none() && default(key).is_empty() {
             continue;
@@ -217,13 +229,13 @@ impl Diff {
         self.set.is_empty() && self.removed.is_empty()
     }
 
-    fn put(&mut self, step: String, of: Diff) {
+    fn put(&mut self, step: Key, of: Diff) {
         match (of.set.is_empty(), of.removed.is_empty()) {
             (true, true) => {}
             (false, true) => self.set.put(step, of.set),
             (true, false) => self.removed.put(step, of.removed),
             (false, false) => {
-                self.set.put(step.as_str(), of.set);
+                self.set.put(step.clone(), of.set);
                 self.removed.put(step, of.removed);
             }
         }
@@ -270,7 +282,7 @@ fn compare_maps(node: Node, old: Option<&Value>, new: Option<&Value>) -> Result<
         let Some((member, _)) = node.member(name) else { continue };
         let of = compare(member, was.map(|w| w.1), is.map(|i| i.1))?;
         if !of.is_empty() {
-            found.put(["f:", name].concat(), of);
+            found.put(member.step_here(name), of);
         }
     }
     Ok(found.with_self(old, new))
@@ -306,7 +318,7 @@ fn compare_lists(names: Names, element: Node, old: Option<&Value>, new: Option<&
                 of
             }
         };
-        found.put(same[0].0.clone(), of);
+        found.put(same[0].0.clone().into(), of);
     }
     Ok(found.with_self(old, new))
 }
@@ -343,7 +355,7 @@ pub fn field_set(node: Node, value: &Value) -> Set {
                 let Some((member, is_declared)) = node.member(name) else { continue };
                 let mut below = field_set(member, value);
                 below.here |= !is_declared || value.is_null() || value.as_map().is_some_and(Map::is_empty);
-                set.put(["f:", name].concat(), below);
+                set.put(member.step_here(name), below);
             }
             set
         }
@@ -361,7 +373,7 @@ fn list_set(names: Names, element: Node, items: &[Value]) -> Set {
     for (item, step) in items.iter().zip(&steps).filter_map(|(item, step)| step.as_ref().map(|s| (item, s))) {
         let mut below = if repeated.contains(step) { Set::default() } else { field_set(element, item) };
         below.here = true;
-        set.put(step.as_str(), below);
+        set.put(step.clone(), below);
     }
     set
 }
@@ -401,7 +413,7 @@ fn merge_maps(node: Node, old: &Value, new: &Value) -> Result<Option<Value>, Str
     for (name, value) in new.as_map().into_iter().flat_map(Map::iter) {
         let Some((member, _)) = node.member(name) else { continue };
         match merge(member, merged.get(name), Some(value))? {
-            Some(value) => drop(merged.insert(name, value)),
+            Some(value) => drop(merged.insert(name.to_string(), value)),
             None => drop(merged.remove(name)),
         }
     }
@@ -468,11 +480,11 @@ pub fn without(node: Node, value: &Value, set: &Set) -> Value {
         (_, Value::Map(members)) if !is_leaf => {
             let mut kept = Map::with_capacity(members.len());
             for (name, value) in members.iter() {
-                let step = set.get(&["f:", name].concat());
+                let step = set.get_field(name);
                 match (step, node.member(name)) {
                     (Some(below), _) if below.here => {}
-                    (Some(below), Some((member, _))) => drop(kept.insert(name, without(member, value, below))),
-                    _ => drop(kept.insert(name, value.clone())),
+                    (Some(below), Some((member, _))) => drop(kept.insert(name.to_string(), without(member, value, below))),
+                    _ => drop(kept.insert(name.to_string(), value.clone())),
                 }
             }
             if kept.is_empty() { Value::Null } else { Value::Map(kept) }

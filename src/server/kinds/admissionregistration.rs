@@ -426,7 +426,7 @@ fn policy(spec: &At, old: Option<&At>) {
     } else {
         constraints.required("");
     }
-    let unchanged = |key: &str| old.is_some_and(|o| same(o.get(key).value, spec.get(key).value));
+    let unchanged = |key: &'static str| old.is_some_and(|o| same(o.get(key).value, spec.get(key).value));
     if !(unchanged("paramKind") && unchanged("matchConditions")) {
         match_conditions(&spec.get("matchConditions"));
     }
@@ -552,7 +552,7 @@ fn validating_policy(object: &At, old: Option<&At>) {
             _ => {}
         }
         if keys.contains(&key.str()) {
-            key.push(FieldError::duplicate(key.path.as_str(), key.str()));
+            key.push(FieldError::duplicate(key.path, key.str()));
         }
         keys.push(key.str());
     }

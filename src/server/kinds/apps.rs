@@ -225,7 +225,7 @@ fn template(errors: &mut Vec<FieldError>, spec: &Value, selector: Option<&Value>
         let shown = if labels.is_empty() { Value::Null } else { labels.into() };
         errors.push(FieldError::invalid("spec.template.metadata.labels", shown, why));
     }
-    pod_spec::template(errors, "spec.template", template);
+    pod_spec::template(errors, &"spec.template", template);
     let policy = template.str_at(&["spec", "restartPolicy"]);
     if policy != "Always" {
         errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
@@ -300,7 +300,7 @@ fn status(object: &Value, counts: &[&str]) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let count = |key: &str| object.i64_at(&["status", key]).unwrap_or(0);
     for key in counts {
-        validation::non_negative(&mut errors, &format!("status.{key}"), count(key));
+        validation::non_negative(&mut errors, format_args!("status.{key}"), count(key));
     }
     let mut at_most = |key: &str, limit: &str, words: &str| {
         if counts.contains(&key) && count(key) > count(limit) {

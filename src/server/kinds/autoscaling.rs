@@ -269,7 +269,7 @@ fn whole_behavior(mut behavior: Value) -> Value {
 }
 
 /// Moves `from` to `to` within a map, if it is there.
-fn rename(map: &mut Map, from: &str, to: &str) {
+fn rename(map: &mut Map, from: &str, to: &'static str) {
     if let Some(v) = map.remove(from) {
         map.insert(to, v);
     }

@@ -257,7 +257,7 @@ fn generated_selector(job: &At, old: Option<&At>) {
         uid.required("");
     }
     let old_labels = old.map(|o| o.at(&["spec", "template", "metadata", "labels"]));
-    let had = |key: &str| old_labels.as_ref().is_none_or(|l| l.get(key).is_set());
+    let had = |key: &'static str| old_labels.as_ref().is_none_or(|l| l.get(key).is_set());
     let prefixed = had("batch.kubernetes.io/job-name") && had(CONTROLLER_UID);
     let mut wanted = vec![("controller-uid", uid.str()), ("job-name", name.str())];
     if prefixed {
@@ -290,7 +290,7 @@ fn generated_selector(job: &At, old: Option<&At>) {
 const INDEXES_MAX: i64 = 100_000;
 
 fn job_spec(spec: &At) {
-    let number = |key: &str| spec.get(key);
+    let number = |key: &'static str| spec.get(key);
     workload::counts(
         spec,
         &[
@@ -573,7 +573,7 @@ fn job_template_update(spec: &At, old: &At, old_job: &At) {
 fn job_status(job: &At, old: &At) {
     let (status, was, spec) = (job.get("status"), old.get("status"), job.get("spec"));
     workload::counts(&status, &["active", "succeeded", "failed", "ready", "terminating"]);
-    let changed = |key: &str| !same(status.get(key).value, was.get(key).value);
+    let changed = |key: &'static str| !same(status.get(key).value, was.get(key).value);
     let now = |condition: &str| has(job.value, condition);
     let before = |condition: &str| has(old.value, condition);
     let moved = |condition: &str| now(condition) != before(condition);
@@ -582,7 +582,7 @@ fn job_status(job: &At, old: &At) {
     let finished = complete || failed;
     let finished_moved = finished != (before("Complete") || before("Failed"));
     let conditions = status.get("conditions");
-    let get = |key: &str| status.get(key);
+    let get = |key: &'static str| status.get(key);
     let uncounted = get("uncountedTerminatedPods");
     let mut seen: Vec<&str> = Vec::new();
     for pod in ["succeeded", "failed"].iter().flat_map(|list| uncounted.get(list).each()) {
@@ -676,7 +676,7 @@ fn job_status(job: &At, old: &At) {
     for terminal in ["Failed", "Complete", "FailureTarget"] {
         refuse(before(terminal) && !now(terminal), &format!("cannot disable the terminal {terminal}=True condition"));
     }
-    let fewer = |key: &str| {
+    let fewer = |key: &'static str| {
         if get(key).int() < was.get(key).int() {
             get(key).invalid_as(get(key).int(), format!("cannot decrease the {key} counter"));
         }

@@ -66,11 +66,8 @@ impl Strategy for SigningRequests {
             spec.insert("uid", user.uid.as_str());
         }
         spec.insert("groups", user.groups.iter().map(|g| Value::from(g.as_str())).collect::<Vec<Value>>());
-        let extra: Map = user
-            .extra
-            .iter()
-            .map(|(key, values)| (key.as_str(), Value::List(values.iter().map(|v| v.as_str().into()).collect())))
-            .collect();
+        let extra: Map =
+            user.extra.iter().map(|(key, values)| (key.clone(), Value::List(values.iter().map(|v| v.as_str().into()).collect()))).collect();
         if !extra.is_empty() {
             spec.insert("extra", Value::Map(extra));
         }
@@ -428,10 +425,10 @@ fn api_service(object: &At) {
     let mut names: Vec<FieldError> = Vec::new();
     let prefix = object.at(&["metadata", "generateName"]);
     if !prefix.is_empty() {
-        validation::invalid(&mut names, &prefix.path, prefix.str(), other(prefix.str(), true));
+        validation::invalid(&mut names, prefix.path, prefix.str(), other(prefix.str(), true));
     }
     if !name.is_empty() {
-        validation::invalid(&mut names, &name.path, name.str(), other(name.str(), false));
+        validation::invalid(&mut names, name.path, name.str(), other(name.str(), false));
     }
     names.append(&mut errors);
     names.into_iter().for_each(|e| object.push(e));

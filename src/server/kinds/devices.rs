@@ -150,7 +150,7 @@ fn repeated<'a>(items: &[At<'a>], key: impl Fn(&At<'a>) -> String) {
     for item in items {
         let key = key(item);
         if seen.contains(&key) {
-            item.push(FieldError::duplicate(item.path.as_str(), key.as_str()));
+            item.push(FieldError::duplicate(item.path, key.as_str()));
         } else {
             seen.push(key);
         }
@@ -313,7 +313,7 @@ fn request(request: &At) {
         (false, false) => request.required("exactly one of `exactly` or `firstAvailable` is required"),
         (true, true) => {
             let why = "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
-            request.push(FieldError::invalid(request.path.as_str(), Value::Null, why));
+            request.push(FieldError::invalid(request.path, Value::Null, why));
         }
         (false, true) => {
             if few(&first, 8) {
@@ -383,7 +383,7 @@ fn request_reference(at: &At, names: &[(&str, Vec<&str>)]) {
 
 /// What tells allocated devices apart.
 fn device_id(at: &At) -> String {
-    let part = |key: &str| at.get(key).str();
+    let part = |key: &'static str| at.get(key).str();
     [part("driver"), part("pool"), part("device"), part("shareID")].join("/")
 }
 
@@ -490,7 +490,7 @@ fn binding_conditions(at: &At) {
     for condition in failure.each().iter().filter(|c| binding.strings().contains(&c.str())) {
         condition.invalid("bindingFailureConditions must not overlap with bindingConditions");
     }
-    let need = |list: &At, why: &str| list.push(FieldError::invalid(list.path.as_str(), Value::Null, why));
+    let need = |list: &At, why: &str| list.push(FieldError::invalid(list.path, Value::Null, why));
     match (binding.is_empty(), failure.is_empty()) {
         (true, false) => need(&binding, "bindingConditions are required to use bindingFailureConditions"),
         (false, true) => need(&failure, "bindingFailureConditions are required to use bindingConditions"),
@@ -501,7 +501,7 @@ fn binding_conditions(at: &At) {
 // --- slices
 
 /// The places a slice or device may be said to be at: how many are said.
-fn places(at: &At, keys: &[&str], empty: &str) -> Vec<String> {
+fn places(at: &At, keys: &[&'static str], empty: &str) -> Vec<String> {
     let mut set = Vec::new();
     for key in keys {
         let place = at.get(key);
@@ -646,7 +646,7 @@ fn device(device: &At, old: Option<&At>, per_device: bool) {
     } else if PLACES.iter().any(|key| device.get(key).is_set()) {
         let why = "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is set to true in the \
             ResourceSlice spec";
-        device.push(FieldError::invalid(device.path.as_str(), Value::Null, why));
+        device.push(FieldError::invalid(device.path, Value::Null, why));
     }
     binding_conditions(device);
 }

@@ -78,17 +78,17 @@ fn subset(errors: &mut Vec<FieldError>, at: &str, subset: &Value) {
             let (ip, host, node) = (a.str_at(&["ip"]), a.str_at(&["hostname"]), a.at(&["nodeName"]).and_then(Value::as_str));
             let messages = address(ip);
             let bad = !messages.is_empty();
-            invalid(errors, &format!("{at}.ip"), ip, messages);
+            invalid(errors, format_args!("{at}.ip"), ip, messages);
             if !host.is_empty() {
-                invalid(errors, &format!("{at}.hostname"), host, check::label(host));
+                invalid(errors, format_args!("{at}.hostname"), host, check::label(host));
             }
             if let Some(node) = node {
-                invalid(errors, &format!("{at}.nodeName"), node, check::subdomain(node));
+                invalid(errors, format_args!("{at}.nodeName"), node, check::subdomain(node));
             }
             if bad {
                 errors.push(FieldError::invalid(format!("{at}.ip"), ip, "must be a valid IP address"));
             } else {
-                invalid(errors, &format!("{at}.ip"), ip, not_special(ip));
+                invalid(errors, format_args!("{at}.ip"), ip, not_special(ip));
             }
         }
     }
@@ -98,16 +98,16 @@ fn subset(errors: &mut Vec<FieldError>, at: &str, subset: &Value) {
         match p.str_at(&["name"]) {
             "" if ports.len() > 1 => errors.push(FieldError::required(format!("{at}.name"), "")),
             "" => {}
-            name => invalid(errors, &format!("{at}.name"), name, check::label(name)),
+            name => invalid(errors, format_args!("{at}.name"), name, check::label(name)),
         }
         let port = p.i64_at(&["port"]).unwrap_or(0);
-        invalid_number(errors, &format!("{at}.port"), port, check::port_number(port));
+        invalid_number(errors, format_args!("{at}.port"), port, check::port_number(port));
         match p.str_at(&["protocol"]) {
             "" => errors.push(FieldError::required(format!("{at}.protocol"), "")),
-            protocol => one_of(errors, &format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
+            protocol => one_of(errors, format_args!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
         }
         if let Some(application) = p.at(&["appProtocol"]).and_then(Value::as_str) {
-            invalid(errors, &format!("{at}.appProtocol"), application, check::qualified_name(application));
+            invalid(errors, format_args!("{at}.appProtocol"), application, check::qualified_name(application));
         }
     }
 }
@@ -254,12 +254,12 @@ fn endpoint(errors: &mut Vec<FieldError>, at: &str, endpoint: &Value, kind: &str
         }
     }
     if let Some(node) = endpoint.at(&["nodeName"]).and_then(Value::as_str) {
-        invalid(errors, &format!("{at}.nodeName"), node, check::subdomain(node));
+        invalid(errors, format_args!("{at}.nodeName"), node, check::subdomain(node));
     }
     if let Some(host) = endpoint.at(&["hostname"]).and_then(Value::as_str) {
-        invalid(errors, &format!("{at}.hostname"), host, check::label(host));
+        invalid(errors, format_args!("{at}.hostname"), host, check::label(host));
     }
-    check::labels(errors, &format!("{at}.deprecatedTopology"), endpoint.at(&["deprecatedTopology"]));
+    check::labels(errors, format_args!("{at}.deprecatedTopology"), endpoint.at(&["deprecatedTopology"]));
     for (list, label) in [("forZones", true), ("forNodes", false)] {
         let mut seen = HashSet::new();
         for (i, hint) in endpoint.list_at(&["hints", list]).iter().enumerate() {
@@ -282,20 +282,20 @@ fn slice_ports(errors: &mut Vec<FieldError>, ports: &[Value]) {
     for (i, p) in ports.iter().enumerate() {
         let (at, name) = (format!("ports[{i}]"), p.str_at(&["name"]));
         if !name.is_empty() {
-            invalid(errors, &format!("{at}.name"), name, check::label(name));
+            invalid(errors, format_args!("{at}.name"), name, check::label(name));
         }
         if !names.insert(name) {
             errors.push(FieldError::duplicate(format!("{at}.name"), name));
         }
         match p.at(&["protocol"]).and_then(Value::as_str) {
             None => errors.push(FieldError::required(format!("{at}.protocol"), "")),
-            Some(protocol) => one_of(errors, &format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
+            Some(protocol) => one_of(errors, format_args!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
         }
         if let Some(port) = p.i64_at(&["port"]) {
-            invalid_number(errors, &format!("{at}.port"), port, check::port_number(port));
+            invalid_number(errors, format_args!("{at}.port"), port, check::port_number(port));
         }
         if let Some(application) = p.at(&["appProtocol"]).and_then(Value::as_str) {
-            invalid(errors, &format!("{at}.appProtocol"), application, check::qualified_name(application));
+            invalid(errors, format_args!("{at}.appProtocol"), application, check::qualified_name(application));
         }
     }
 }

@@ -156,7 +156,7 @@ fn ingress(ingress: &At, old: Option<&At>) {
     let spec = ingress.get("spec");
     let (rules, backend, class) = (spec.get("rules"), spec.get("defaultBackend"), spec.get("ingressClassName"));
     if rules.is_empty() && !backend.is_set() {
-        rules.called(spec.path.as_str()).invalid("either `defaultBackend` or `rules` must be specified");
+        rules.called(spec.path).invalid("either `defaultBackend` or `rules` must be specified");
     }
     if backend.is_set() {
         ingress_backend(&backend);
@@ -316,8 +316,9 @@ fn network_policy(policy: &At, old: Option<&At>) {
 }
 
 fn policy_peers<'a>(spec: &At<'a>) -> Vec<At<'a>> {
-    let of =
-        |(direction, peers): (&str, &str)| -> Vec<At<'a>> { spec.get(direction).each().iter().flat_map(|r| r.get(peers).each()).collect() };
+    let of = |(direction, peers): (&'static str, &'static str)| -> Vec<At<'a>> {
+        spec.get(direction).each().iter().flat_map(|r| r.get(peers).each()).collect()
+    };
     [("ingress", "from"), ("egress", "to")].into_iter().flat_map(of).collect()
 }
 

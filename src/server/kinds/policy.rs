@@ -164,7 +164,7 @@ fn runtime_class(class: &At, old: Option<&At>) {
     if fixed.is_set() {
         let mut limits = Value::map();
         limits.set(&["limits"], fixed.value.clone());
-        class.with(|errors, _| pod_spec::resources(errors, "overhead", Some(&limits)));
+        class.with(|errors, _| pod_spec::resources(errors, &"overhead", Some(&limits)));
     }
     let scheduling = class.get("scheduling");
     scheduling.get("nodeSelector").labels();

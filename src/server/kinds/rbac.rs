@@ -271,14 +271,14 @@ fn check_subject(errors: &mut Vec<FieldError>, at: &str, subject: &Value, in_nam
     match text("kind") {
         "ServiceAccount" => {
             if !name.is_empty() {
-                validation::invalid(errors, &format!("{at}.name"), name, validation::subdomain(name));
+                validation::invalid(errors, format_args!("{at}.name"), name, validation::subdomain(name));
             }
-            validation::one_of(errors, &format!("{at}.apiGroup"), text("apiGroup"), &[""]);
+            validation::one_of(errors, format_args!("{at}.apiGroup"), text("apiGroup"), &[""]);
             if !in_namespace && text("namespace").is_empty() {
                 errors.push(FieldError::required(format!("{at}.namespace"), ""));
             }
         }
-        "User" | "Group" => validation::one_of(errors, &format!("{at}.apiGroup"), text("apiGroup"), &[GROUP]),
-        other => validation::one_of(errors, &format!("{at}.kind"), other, &["ServiceAccount", "User", "Group"]),
+        "User" | "Group" => validation::one_of(errors, format_args!("{at}.apiGroup"), text("apiGroup"), &[GROUP]),
+        other => validation::one_of(errors, format_args!("{at}.kind"), other, &["ServiceAccount", "User", "Group"]),
     }
 }

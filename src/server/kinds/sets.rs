@@ -198,7 +198,7 @@ fn stateful_set(set: &At, old: Option<&At>) {
     ];
     let fixed = |at: &At| -> Value {
         let kept = at.get("spec").value.as_map().into_iter().flat_map(|m| m.iter()).filter(|(key, _)| !FREE.contains(key));
-        kept.map(|(key, v)| (key, v.clone())).collect::<Map>().into()
+        kept.map(|(key, v)| (key.to_string(), v.clone())).collect::<Map>().into()
     };
     if !same(&fixed(set), &fixed(old)) {
         set.get("spec").forbidden(

@@ -239,7 +239,7 @@ fn csi_driver(driver: &At, old: Option<&At>) {
     for request in requests.each() {
         let (audience, seconds) = (request.get("audience"), request.get("expirationSeconds"));
         if audiences.contains(&audience.str()) {
-            audience.over(Some(audience.value)).push(crate::api::status::FieldError::duplicate(audience.path.as_str(), audience.str()));
+            audience.over(Some(audience.value)).push(crate::api::status::FieldError::duplicate(audience.path, audience.str()));
             continue;
         }
         audiences.push(audience.str());
@@ -252,7 +252,7 @@ fn csi_driver(driver: &At, old: Option<&At>) {
     }
     let modes = spec.get("volumeLifecycleModes");
     for mode in modes.each() {
-        mode.called(modes.path.as_str()).one_of(&["Persistent", "Ephemeral"]);
+        mode.called(modes.path).one_of(&["Persistent", "Ephemeral"]);
     }
     let period = spec.get("nodeAllocatableUpdatePeriodSeconds");
     if period.is_set() && period.int() < 10 {
@@ -285,7 +285,7 @@ fn csi_node(node: &At, old: Option<&At>) {
         names.push(name.str());
         let mut keys: Vec<&str> = Vec::new();
         for key in driver.get("topologyKeys").each() {
-            let key = key.called(driver.path.as_str());
+            let key = key.called(driver.path);
             if key.is_empty() {
                 key.required("");
             }

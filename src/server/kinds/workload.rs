@@ -60,12 +60,12 @@ pub fn runs_for_good(template: &At, kind: &str) {
 }
 
 /// None of these members may be below zero.
-pub fn counts(holder: &At, members: &[&str]) {
+pub fn counts(holder: &At, members: &[&'static str]) {
     members.iter().for_each(|key| holder.get(key).not_negative());
 }
 
 /// `key` may not be more than `limit` is.
-pub fn at_most(holder: &At, key: &str, limit: &str, words: &str) {
+pub fn at_most(holder: &At, key: &'static str, limit: &'static str, words: &str) {
     if holder.get(key).int() > holder.get(limit).int() {
         holder.get(key).invalid_as(holder.get(key).int(), format!("cannot be greater than {words}"));
     }

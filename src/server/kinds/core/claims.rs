@@ -116,7 +116,7 @@ fn source_twice(spec: &mut Map, old: Option<&Value>) {
 
 /// `spec` of a claim; `old` is what it was.
 pub fn spec(spec: &At, old: Option<&At>) {
-    let get = |key: &str| spec.get(key);
+    let get = |key: &'static str| spec.get(key);
     get("accessModes").must_because("at least 1 access mode is required");
     get("selector").label_selector();
     volumes::access_modes(&get("accessModes"));
@@ -141,7 +141,7 @@ pub fn spec(spec: &At, old: Option<&At>) {
     namespace.may_be(validation::label);
     let shown = format!("\"{}\"", source.path);
     let wrong = |why: &str| {
-        let error = FieldError::invalid(spec.path.as_str(), "", why);
+        let error = FieldError::invalid(spec.path, "", why);
         spec.push(validation::shown_as(error, shown.clone()));
     };
     if source.is_set() && reference.is_set() {
@@ -207,7 +207,7 @@ fn update(claim: &At, old: &At) {
         let ty = schema::type_named("io.k8s.api.core.v1.PersistentVolumeClaimSpec").expect("named from the table");
         spec.forbidden(format!("{WHY}\n{}", schema::diff(ty, &before, &new, None)));
     }
-    let amount = |at: &At, path: &[&str]| at.at(path).quantity().unwrap_or_else(|| Quantity::new(0));
+    let amount = |at: &At, path: &[&'static str]| at.at(path).quantity().unwrap_or_else(|| Quantity::new(0));
     let (size, old_size) = (amount(&spec, &STORAGE), amount(&was, &STORAGE));
     if size < old_size && size <= amount(old, &["status", "capacity", "storage"]) {
         spec.at(&STORAGE).forbidden("field can not be less than status.capacity");
@@ -244,7 +244,7 @@ fn status(claim: &At, _: &At) {
         ];
         if !KNOWN.contains(&value.str()) {
             statuses.push(FieldError::not_supported(
-                statuses.path.as_str(),
+                statuses.path,
                 key,
                 &[
                     "ControllerResizeInProgress",
@@ -276,7 +276,7 @@ fn resource_key(at: &At, key: &str) -> bool {
     messages.into_iter().for_each(|m| at.invalid_as(key, m));
     let native = !key.contains('/') || key.starts_with("kubernetes.io/") || key.contains(".kubernetes.io/");
     if fine && native && key != "storage" {
-        at.push(FieldError::not_supported(at.path.as_str(), key, &["storage"]));
+        at.push(FieldError::not_supported(at.path, key, &["storage"]));
         return false;
     }
     fine

@@ -30,7 +30,7 @@ impl Strategy for ConfigMaps {
             bytes += value.as_str().map_or(0, str::len);
         }
         for (key, value) in binary.iter() {
-            validation::invalid(&mut errors, &format!("binaryData[{key}]"), key, validation::config_key(key));
+            validation::invalid(&mut errors, format_args!("binaryData[{key}]"), key, validation::config_key(key));
             bytes += decoded_len(value);
         }
         if bytes > BYTES_MAX {

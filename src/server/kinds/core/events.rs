@@ -155,7 +155,7 @@ fn rename<'a>(object: &mut Value, pairs: impl Iterator<Item = (&'a str, &'a str)
     let Some(map) = object.as_map_mut() else { return };
     for (from, to) in pairs {
         if let Some(value) = map.remove(from) {
-            map.insert(to, value);
+            map.insert(to.to_string(), value);
         }
     }
 }

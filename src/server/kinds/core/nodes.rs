@@ -168,11 +168,11 @@ fn taints(errors: &mut Vec<FieldError>, node: &Value) {
     for (i, taint) in node.list_at(&["spec", "taints"]).iter().enumerate() {
         let at = format!("metadata.taints[{i}]");
         let (key, value, effect) = (taint.str_at(&["key"]), taint.str_at(&["value"]), taint.str_at(&["effect"]));
-        validation::invalid(errors, &format!("{at}.key"), key, validation::qualified_name(key));
-        validation::invalid(errors, &format!("{at}.value"), value, validation::label_value(value));
+        validation::invalid(errors, format_args!("{at}.key"), key, validation::qualified_name(key));
+        validation::invalid(errors, format_args!("{at}.value"), value, validation::label_value(value));
         match effect {
             "" => errors.push(FieldError::required(format!("{at}.effect"), "")),
-            _ => validation::one_of(errors, &format!("{at}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+            _ => validation::one_of(errors, format_args!("{at}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]),
         }
         if seen.contains(&(key, effect)) {
             cursor::part(errors, "io.k8s.api.core.v1.Taint", &at, taint, |taint| {

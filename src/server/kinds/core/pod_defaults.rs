@@ -90,14 +90,14 @@ pub fn with(map: &mut Map, key: &str, f: impl FnOnce(&mut Map)) {
 }
 
 /// An empty string counts as absent, as it does in Go.
-pub fn default_str(map: &mut Map, key: &str, value: &str) {
+pub fn default_str(map: &mut Map, key: &'static str, value: &str) {
     if map.str(key).is_empty() {
         map.insert(key, value);
     }
 }
 
 /// Zero counts as absent.
-pub fn default_int(map: &mut Map, key: &str, value: i64) {
+pub fn default_int(map: &mut Map, key: &'static str, value: i64) {
     if map.get(key).and_then(Value::as_i64).unwrap_or(0) == 0 {
         map.insert(key, value);
     }
@@ -238,7 +238,7 @@ fn requests_from_limits(spec: &mut Map) {
             let Some(limits) = r.get("limits").and_then(Value::as_map).filter(|l| !l.is_empty()).cloned() else { return };
             let requests = r.map_slot("requests");
             for (name, amount) in limits {
-                requests.insert_default(&name, amount);
+                requests.insert_default(name, amount);
             }
         });
     }
@@ -255,11 +255,11 @@ fn pod_level_requests(spec: &mut Map) {
     let requests = spec.map_slot("resources").map_slot("requests");
     for (name, amount) in &summed {
         if matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-") {
-            requests.insert_default(name, amount.to_string());
+            requests.insert_default(name.clone(), amount.to_string());
         }
     }
     for (name, amount) in limits {
-        requests.insert_default(&name, amount);
+        requests.insert_default(name, amount);
     }
     if requests.is_empty() {
         spec.map_slot("resources").remove("requests");

@@ -38,7 +38,7 @@ fn value_from(from: &At, has_value: bool) {
     const SOURCES: [&str; 5] = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"];
     let sources: Vec<At> = SOURCES.iter().map(|key| from.get(key)).filter(At::is_set).collect();
     for source in &sources {
-        match source.path.rsplit('.').next() {
+        match source.path.to_string().rsplit('.').next() {
             Some("fieldRef") => field_ref(source, &ENV_FIELDS),
             Some("resourceFieldRef") => resource_field_ref(source, false),
             Some("fileKeyRef") => {
@@ -171,7 +171,7 @@ pub fn mounts(container: &At, volumes: Volumes) {
             path.invalid("must not already exist as a path in volumeDevices");
         }
         // Upstream names the list, not the entry, in most of what follows.
-        let listed = |key: &str| mount.get(key).called(format!("{}.{key}", list.path));
+        let listed = |key: &'static str| mount.get(key).as_at(list.path.key(key));
         if !mount.get("subPath").is_empty() {
             descending_path(&listed("subPath"));
         }

@@ -95,7 +95,7 @@ fn seccomp(profile: &At) {
     match (kind.str(), local.is_set()) {
         ("Localhost", false) => local.required("must be set when seccomp type is Localhost"),
         ("Localhost", true) => super::pod_env::descending_path(&local),
-        (_, true) => profile.called(local.path.as_str()).invalid("can only be set when seccomp type is Localhost"),
+        (_, true) => profile.as_at(local.path).invalid("can only be set when seccomp type is Localhost"),
         (_, false) => {}
     }
 }
@@ -233,7 +233,7 @@ pub fn os(spec: &At) {
         "" => name.required(""),
         "linux" => {
             let why = "windows options cannot be set for a linux pod";
-            std::iter::once(spec.clone()).chain(containers(spec)).for_each(|at| {
+            std::iter::once(*spec).chain(containers(spec)).for_each(|at| {
                 let options = at.get("securityContext").get("windowsOptions");
                 if options.is_set() {
                     options.forbidden(why);
@@ -241,13 +241,14 @@ pub fn os(spec: &At) {
             });
         }
         "windows" => windows(spec),
-        _ => drop(name.called(os.path.as_str()).one_of(&["linux", "windows"])),
+        _ => drop(name.as_at(os.path).one_of(&["linux", "windows"])),
     }
 }
 
 fn windows(spec: &At) {
     let refuse = |at: At| {
-        let says_nothing = at.value.as_bool() == Some(false) && at.path.ends_with("IPC") || at.path.ends_with("PID") && !at.flag();
+        let path = at.path.to_string();
+        let says_nothing = at.value.as_bool() == Some(false) && path.ends_with("IPC") || path.ends_with("PID") && !at.flag();
         if at.is_set() && !says_nothing {
             at.forbidden("cannot be set for a windows pod");
         }

@@ -2,6 +2,7 @@
 //! both go through [`spec`].
 
 use std::collections::HashSet;
+use std::fmt::Display;
 
 use crate::api::quantity::Quantity;
 use crate::api::status::FieldError;
@@ -35,12 +36,12 @@ pub fn any_pod(pod: &Value) -> Errors {
     let body = pod.get("spec").unwrap_or(&empty);
     annotations(&mut errors, pod);
     app_armor::validate(&mut errors, pod);
-    spec(&mut errors, "spec", body);
+    spec(&mut errors, &"spec", body);
     if body.str_at(&["serviceAccountName"]).is_empty() {
         for (v, volume) in body.list_at(&["volumes"]).iter().enumerate() {
             for (i, source) in volume.list_at(&["projected", "sources"]).iter().enumerate() {
                 if source.at(&["serviceAccountToken"]).is_some() {
-                    let at = format!("spec.volumes[{v}].projected.sources[{i}].serviceAccountToken");
+                    let at = format_args!("spec.volumes[{v}].projected.sources[{i}].serviceAccountToken");
                     errors.push(FieldError::forbidden(at, "must not be specified when serviceAccountName is not set"));
                 }
             }
@@ -48,7 +49,7 @@ pub fn any_pod(pod: &Value) -> Errors {
     }
     for list in ["containers", "initContainers"] {
         for (i, c) in body.list_at(&[list]).iter().enumerate() {
-            padded(&mut errors, &format!("spec.{list}[{i}].image"), c.str_at(&["image"]));
+            padded(&mut errors, &format_args!("spec.{list}[{i}].image"), c.str_at(&["image"]));
         }
     }
     errors
@@ -73,15 +74,15 @@ fn annotations(errors: &mut Errors, pod: &Value) {
 }
 
 /// `at` is the path of the template, such as `spec.template`.
-pub fn template(errors: &mut Errors, at: &str, template: &Value) {
+pub fn template(errors: &mut Errors, at: &dyn Display, template: &Value) {
     let empty = Value::map();
-    check::labels(errors, &format!("{at}.labels"), template.at(&["metadata", "labels"]));
-    check::annotations(errors, &format!("{at}.annotations"), template.at(&["metadata", "annotations"]));
+    check::labels(errors, format_args!("{at}.labels"), template.at(&["metadata", "labels"]));
+    check::annotations(errors, format_args!("{at}.annotations"), template.at(&["metadata", "annotations"]));
     let body = template.get("spec").unwrap_or(&empty);
-    spec(errors, &format!("{at}.spec"), body);
+    spec(errors, &format_args!("{at}.spec"), body);
     if !body.list_at(&["ephemeralContainers"]).is_empty() {
         let why = "ephemeral containers not allowed in pod template";
-        errors.push(FieldError::forbidden(format!("{at}.spec.ephemeralContainers"), why));
+        errors.push(FieldError::forbidden(format_args!("{at}.spec.ephemeralContainers"), why));
     }
 }
 
@@ -92,7 +93,7 @@ struct Surroundings<'a> {
     grace_seconds: i64,
 }
 
-fn spec(errors: &mut Errors, at: &str, spec: &Value) {
+fn spec(errors: &mut Errors, at: &dyn Display, spec: &Value) {
     cursor::part(errors, "io.k8s.api.core.v1.PodSpec", at, spec, |at| body(at, spec));
 }
 
@@ -291,7 +292,7 @@ fn ephemeral<'a>(c: &At<'a>, around: &Surroundings, others: &[&str], names: &mut
     }
 }
 
-fn padded(errors: &mut Errors, at: &str, image: &str) {
+fn padded(errors: &mut Errors, at: &dyn Display, image: &str) {
     if image.trim() != image {
         errors.push(FieldError::invalid(at, image, "must not have leading or trailing whitespace"));
     }
@@ -320,7 +321,7 @@ fn ports(ports: &At) {
 
 /// Containers on the host's network listen where the host does.
 fn host_network_ports(spec: &At) {
-    let is_template = spec.path != "spec";
+    let is_template = spec.path.to_string() != "spec";
     for p in spec.get("containers").each().iter().flat_map(|c| c.get("ports").each()) {
         let (host, own) = (p.get("hostPort"), p.get("containerPort").int());
         if host.int() != own && (!is_template || host.int() != 0) {
@@ -340,7 +341,7 @@ fn claims(claims: &At, spec: &Value) {
             claim.required("");
             continue;
         }
-        let twice = |shown: &str| claim.push(FieldError::duplicate(claim.path.as_str(), shown));
+        let twice = |shown: &str| claim.push(FieldError::duplicate(claim.path, shown));
         if seen.iter().any(|s| s == name) {
             twice(name);
         } else {
@@ -354,7 +355,7 @@ fn claims(claims: &At, spec: &Value) {
             seen.push(key);
         }
         if !known.contains(&name) {
-            let mut error = FieldError::not_found(claim.path.as_str(), name);
+            let mut error = FieldError::not_found(claim.path, name);
             error.detail = match known.as_slice() {
                 [] => "must be one of the names in pod.spec.resourceClaims which is empty".to_string(),
                 known => format!("must be one of the names in pod.spec.resourceClaims: {}", known.join(", ")),
@@ -369,11 +370,11 @@ fn resize_policy(policies: &At, restart: &str) {
     for p in policies.each() {
         let (resource, policy) = (p.get("resourceName"), p.get("restartPolicy"));
         if seen.contains(&resource.str()) {
-            p.push(FieldError::duplicate(p.path.as_str(), resource.str()));
+            p.push(FieldError::duplicate(p.path, resource.str()));
         }
         seen.push(resource.str());
-        resource.called(policies.path.as_str()).must_one_of(&["cpu", "memory"]);
-        let policy = policy.called(policies.path.as_str());
+        resource.as_at(policies.path).must_one_of(&["cpu", "memory"]);
+        let policy = policy.as_at(policies.path);
         policy.must_one_of(&["NotRequired", "RestartContainer"]);
         if restart == "Never" && policy.str() != "NotRequired" {
             policy.invalid_as(policy.str(), "must be 'NotRequired' when pod `restartPolicy` is 'Never'");
@@ -412,10 +413,12 @@ fn file_key_volumes(spec: &At) {
     for container in pod_security::containers(spec) {
         for variable in container.get("env").each() {
             let file = variable.get("valueFrom").get("fileKeyRef");
+            if !file.is_set() {
+                continue;
+            }
             let name = file.get("volumeName");
             match volumes.iter().find(|v| v.get("name").str() == name.str()) {
-                _ if !file.is_set() => {}
-                None => name.push(FieldError::not_found(name.path.as_str(), name.str())),
+                None => name.push(FieldError::not_found(name.path, name.str())),
                 Some(volume) if !volume.get("emptyDir").is_set() => {
                     name.invalid_as(name.str(), "referenced volume must be of type emptyDir")
                 }
@@ -454,7 +457,7 @@ fn pod_resources(spec: &At) {
         for (name, amount) in at.get(list).entries() {
             let fits = amounts::container_name(name).is_empty();
             if fits && !matches!(name, "cpu" | "memory") && !name.starts_with("hugepages-") {
-                amount.push(FieldError::not_supported(format!("{}.{list}[{name}]", at.path), name, &["cpu", "hugepages-", "memory"]));
+                amount.push(FieldError::not_supported(format_args!("{}.{list}[{name}]", at.path), name, &["cpu", "hugepages-", "memory"]));
             }
         }
     }
@@ -540,17 +543,17 @@ fn spread_constraints(constraints: &At) {
 }
 
 /// `matchLabelKeys` and `mismatchLabelKeys` of a term, which the pod's own labels made part of its selector already.
-fn label_keys(errors: &mut Errors, at: &str, term: &Value) {
+fn label_keys(errors: &mut Errors, at: &dyn Display, term: &Value) {
     let keys = |list: &str| -> Vec<&str> { term.list_at(&[list]).iter().filter_map(Value::as_str).collect() };
     let selector = term.at(&["labelSelector"]);
     for list in ["matchLabelKeys", "mismatchLabelKeys"] {
-        let at = format!("{at}.{list}");
+        let at: &dyn Display = &format_args!("{at}.{list}");
         if selector.is_none() && !keys(list).is_empty() {
             errors.push(FieldError::forbidden(at, "must not be specified when labelSelector is not set"));
             continue;
         }
         for (i, key) in keys(list).into_iter().enumerate() {
-            invalid(errors, &format!("{at}[{i}]"), key, check::qualified_name(key));
+            invalid(errors, format_args!("{at}[{i}]"), key, check::qualified_name(key));
         }
     }
     let (same, other) = (keys("matchLabelKeys"), keys("mismatchLabelKeys"));
@@ -560,33 +563,37 @@ fn label_keys(errors: &mut Errors, at: &str, term: &Value) {
             if let Some(i) = same.iter().rposition(|k| *k == key)
                 && seen.contains(&key)
             {
-                errors.push(FieldError::invalid(format!("{at}[{i}]"), key, "exists in both matchLabelKeys and labelSelector"));
+                errors.push(FieldError::invalid(format_args!("{at}[{i}]"), key, "exists in both matchLabelKeys and labelSelector"));
             }
             seen.push(key);
         }
     }
     for (i, key) in same.iter().enumerate().filter(|(_, k)| other.contains(k)) {
-        errors.push(FieldError::invalid(format!("{at}.matchLabelKeys[{i}]"), *key, "exists in both matchLabelKeys and mismatchLabelKeys"));
+        errors.push(FieldError::invalid(
+            format_args!("{at}.matchLabelKeys[{i}]"),
+            *key,
+            "exists in both matchLabelKeys and mismatchLabelKeys",
+        ));
     }
 }
 
-fn pod_affinity_term(errors: &mut Errors, at: &str, term: &Value) {
-    check::label_selector(errors, &format!("{at}.labelSelector"), term.at(&["labelSelector"]));
-    check::label_selector(errors, &format!("{at}.namespaceSelector"), term.at(&["namespaceSelector"]));
+fn pod_affinity_term(errors: &mut Errors, at: &dyn Display, term: &Value) {
+    check::label_selector(errors, format_args!("{at}.labelSelector"), term.at(&["labelSelector"]));
+    check::label_selector(errors, format_args!("{at}.namespaceSelector"), term.at(&["namespaceSelector"]));
     for name in term.list_at(&["namespaces"]).iter().filter_map(Value::as_str) {
-        invalid(errors, &format!("{at}.namespace"), name, check::label(name));
+        invalid(errors, format_args!("{at}.namespace"), name, check::label(name));
     }
     label_keys(errors, at, term);
     let key = term.str_at(&["topologyKey"]);
     if key.is_empty() {
-        errors.push(FieldError::required(format!("{at}.topologyKey"), "can not be empty"));
+        errors.push(FieldError::required(format_args!("{at}.topologyKey"), "can not be empty"));
     }
-    invalid(errors, &format!("{at}.topologyKey"), key, check::qualified_name(key));
+    invalid(errors, format_args!("{at}.topologyKey"), key, check::qualified_name(key));
 }
 
 // --- containers
 
-pub fn image(errors: &mut Errors, at: &str, image: &str) {
+pub fn image(errors: &mut Errors, at: &dyn Display, image: &str) {
     if image.is_empty() {
         errors.push(FieldError::required(at, ""));
     } else if image.trim() != image {
@@ -594,7 +601,7 @@ pub fn image(errors: &mut Errors, at: &str, image: &str) {
     }
 }
 
-fn host_ports(errors: &mut Errors, at: &str, containers: &[Value]) {
+fn host_ports(errors: &mut Errors, at: &dyn Display, containers: &[Value]) {
     let mut taken = HashSet::new();
     for (i, c) in containers.iter().enumerate() {
         for (n, p) in c.list_at(&["ports"]).iter().enumerate() {
@@ -604,7 +611,7 @@ fn host_ports(errors: &mut Errors, at: &str, containers: &[Value]) {
             }
             let key = format!("{}/{}/{port}", p.str_at(&["protocol"]), p.str_at(&["hostIP"]));
             if !taken.insert(key.clone()) {
-                errors.push(FieldError::duplicate(format!("{at}[{i}].ports[{n}].hostPort"), key));
+                errors.push(FieldError::duplicate(format_args!("{at}[{i}].ports[{n}].hostPort"), key));
             }
         }
     }
@@ -617,30 +624,30 @@ fn amounts(map: Option<&Map>) -> Vec<(&str, Quantity)> {
     entries.filter_map(|(name, q)| Some((name, Quantity::parse(q.as_str()?).ok()?))).collect()
 }
 
-pub fn resources(errors: &mut Errors, at: &str, resources: Option<&Value>) {
+pub fn resources(errors: &mut Errors, at: &dyn Display, resources: Option<&Value>) {
     let Some(resources) = resources else { return };
     let (limits, requests) = (amounts(resources.map_at(&["limits"])), amounts(resources.map_at(&["requests"])));
     for (list, entries) in [("limits", &limits), ("requests", &requests)] {
         for (name, quantity) in entries {
-            amount(errors, &format!("{at}.{list}[{name}]"), name, quantity);
+            amount(errors, &format_args!("{at}.{list}[{name}]"), name, quantity);
         }
     }
     for (name, quantity) in &requests {
-        let at = format!("{at}.requests");
+        let (requests_at, limits_at) = (format_args!("{at}.requests"), format_args!("{at}.limits"));
         match limits.iter().find(|(n, _)| n == name) {
             Some((_, limit)) if !amounts::overcommits(name) && limit != quantity => {
-                errors.push(FieldError::invalid(at, quantity.to_string(), format!("must be equal to {name} limit of {limit}")));
+                errors.push(FieldError::invalid(requests_at, quantity.to_string(), format!("must be equal to {name} limit of {limit}")));
             }
             Some((_, limit)) if quantity > limit => {
                 errors.push(FieldError::invalid(
-                    at,
+                    requests_at,
                     quantity.to_string(),
                     format!("must be less than or equal to {name} limit of {limit}"),
                 ));
             }
             Some(_) => {}
             None if !amounts::overcommits(name) => {
-                errors.push(FieldError::required(at.replace(".requests", ".limits"), "Limit must be set for non overcommitable resources"));
+                errors.push(FieldError::required(limits_at, "Limit must be set for non overcommitable resources"));
             }
             None => {}
         }
@@ -651,7 +658,7 @@ pub fn resources(errors: &mut Errors, at: &str, resources: Option<&Value>) {
     }
 }
 
-fn amount(errors: &mut Errors, at: &str, name: &str, quantity: &Quantity) {
+fn amount(errors: &mut Errors, at: &dyn Display, name: &str, quantity: &Quantity) {
     resource_name(errors, at, name);
     if quantity.sign() < 0 {
         errors.push(FieldError::invalid(at, quantity.to_string(), "must be greater than or equal to 0"));
@@ -669,18 +676,18 @@ fn amount(errors: &mut Errors, at: &str, name: &str, quantity: &Quantity) {
     }
 }
 
-pub fn resource_name(errors: &mut Errors, at: &str, name: &str) {
+pub fn resource_name(errors: &mut Errors, at: &dyn Display, name: &str) {
     invalid(errors, at, name, amounts::container_name(name));
 }
 
 // --- probes and hooks
 
-fn lifecycle(errors: &mut Errors, at: &str, lifecycle: Option<&Value>, grace: i64) {
+fn lifecycle(errors: &mut Errors, at: &dyn Display, lifecycle: Option<&Value>, grace: i64) {
     let Some(lifecycle) = lifecycle else { return };
     for hook in ["postStart", "preStop"] {
         if let Some(h) = lifecycle.at(&[hook]) {
-            let at = format!("{at}.{hook}");
-            if handler(errors, &at, h, &["exec", "httpGet", "tcpSocket", "sleep"], grace) == 0 {
+            let at: &dyn Display = &format_args!("{at}.{hook}");
+            if handler(errors, at, h, &["exec", "httpGet", "tcpSocket", "sleep"], grace) == 0 {
                 errors.push(FieldError::required(at, "must specify a handler type"));
             }
         }
@@ -688,11 +695,11 @@ fn lifecycle(errors: &mut Errors, at: &str, lifecycle: Option<&Value>, grace: i6
 }
 
 /// Checks the handlers among `kinds`; how many there are.
-fn handler(errors: &mut Errors, at: &str, h: &Value, kinds: &[&str], grace: i64) -> usize {
+fn handler(errors: &mut Errors, at: &dyn Display, h: &Value, kinds: &[&str], grace: i64) -> usize {
     let mut count = 0;
     for kind in kinds {
         let Some(action) = h.at(&[kind]) else { continue };
-        let at = format!("{at}.{kind}");
+        let at: &dyn Display = &format_args!("{at}.{kind}");
         count += 1;
         if count > 1 {
             errors.push(FieldError::forbidden(at, "may not specify more than 1 handler type"));
@@ -700,13 +707,13 @@ fn handler(errors: &mut Errors, at: &str, h: &Value, kinds: &[&str], grace: i64)
         }
         match *kind {
             "exec" if action.list_at(&["command"]).is_empty() => {
-                errors.push(FieldError::required(format!("{at}.command"), ""));
+                errors.push(FieldError::required(format_args!("{at}.command"), ""));
             }
-            "httpGet" => http_get(errors, &at, action),
-            "tcpSocket" => port_or_name(errors, &format!("{at}.port"), action.get("port")),
+            "httpGet" => http_get(errors, at, action),
+            "tcpSocket" => port_or_name(errors, &format_args!("{at}.port"), action.get("port")),
             "grpc" => {
                 let port = action.i64_at(&["port"]).unwrap_or(0);
-                invalid_number(errors, &format!("{at}.port"), port, check::port_number(port));
+                invalid_number(errors, format_args!("{at}.port"), port, check::port_number(port));
             }
             "sleep" => {
                 let seconds = action.i64_at(&["seconds"]).unwrap_or(0);
@@ -721,19 +728,19 @@ fn handler(errors: &mut Errors, at: &str, h: &Value, kinds: &[&str], grace: i64)
     count
 }
 
-fn http_get(errors: &mut Errors, at: &str, action: &Value) {
+fn http_get(errors: &mut Errors, at: &dyn Display, action: &Value) {
     if action.str_at(&["path"]).is_empty() {
-        errors.push(FieldError::required(format!("{at}.path"), ""));
+        errors.push(FieldError::required(format_args!("{at}.path"), ""));
     }
-    port_or_name(errors, &format!("{at}.port"), action.get("port"));
-    one_of(errors, &format!("{at}.scheme"), action.str_at(&["scheme"]), &["HTTP", "HTTPS"]);
+    port_or_name(errors, &format_args!("{at}.port"), action.get("port"));
+    one_of(errors, format_args!("{at}.scheme"), action.str_at(&["scheme"]), &["HTTP", "HTTPS"]);
     for header in action.list_at(&["httpHeaders"]) {
         let name = header.str_at(&["name"]);
-        invalid(errors, &format!("{at}.httpHeaders"), name, check::http_header(name));
+        invalid(errors, format_args!("{at}.httpHeaders"), name, check::http_header(name));
     }
 }
 
-fn port_or_name(errors: &mut Errors, at: &str, port: Option<&Value>) {
+fn port_or_name(errors: &mut Errors, at: &dyn Display, port: Option<&Value>) {
     match port {
         Some(Value::Str(name)) => invalid(errors, at, name, check::port_name(name)),
         Some(Value::Int(n)) => invalid_number(errors, at, *n, check::port_number(*n)),
@@ -741,16 +748,16 @@ fn port_or_name(errors: &mut Errors, at: &str, port: Option<&Value>) {
     }
 }
 
-fn probe(errors: &mut Errors, at: &str, probe: Option<&Value>, one_success: bool, grace: i64) {
+fn probe(errors: &mut Errors, at: &dyn Display, probe: Option<&Value>, one_success: bool, grace: i64) {
     let Some(probe) = probe else { return };
     if handler(errors, at, probe, &["exec", "httpGet", "tcpSocket", "grpc"], grace) == 0 {
         errors.push(FieldError::required(at, "must specify a handler type"));
     }
     for key in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
-        non_negative(errors, &format!("{at}.{key}"), probe.i64_at(&[key]).unwrap_or(0));
+        non_negative(errors, format_args!("{at}.{key}"), probe.i64_at(&[key]).unwrap_or(0));
     }
     if let Some(n) = probe.i64_at(&["terminationGracePeriodSeconds"]) {
-        let at = format!("{at}.terminationGracePeriodSeconds");
+        let at: &dyn Display = &format_args!("{at}.terminationGracePeriodSeconds");
         if !one_success {
             errors.push(FieldError::invalid(at, n, "must not be set for readinessProbes"));
         } else if n <= 0 {
@@ -759,25 +766,25 @@ fn probe(errors: &mut Errors, at: &str, probe: Option<&Value>, one_success: bool
     }
     let successes = probe.i64_at(&["successThreshold"]).unwrap_or(0);
     if one_success && successes != 1 {
-        errors.push(FieldError::invalid(format!("{at}.successThreshold"), successes, "must be 1"));
+        errors.push(FieldError::invalid(format_args!("{at}.successThreshold"), successes, "must be 1"));
     }
 }
 
 // --- volumes
 
-fn volumes(errors: &mut Errors, at: &str, volumes: &[Value]) {
+fn volumes(errors: &mut Errors, at: &dyn Display, volumes: &[Value]) {
     let mut names = HashSet::new();
     for (i, v) in volumes.iter().enumerate() {
-        let at = format!("{at}[{i}]");
+        let at: &dyn Display = &format_args!("{at}[{i}]");
         let name = v.str_at(&["name"]);
         match name {
-            "" => errors.push(FieldError::required(format!("{at}.name"), "")),
-            _ => invalid(errors, &format!("{at}.name"), name, check::label(name)),
+            "" => errors.push(FieldError::required(format_args!("{at}.name"), "")),
+            _ => invalid(errors, format_args!("{at}.name"), name, check::label(name)),
         }
         if !name.is_empty() && !names.insert(name) {
-            errors.push(FieldError::duplicate(format!("{at}.name"), name));
+            errors.push(FieldError::duplicate(format_args!("{at}.name"), name));
         }
-        cursor::part(errors, "io.k8s.api.core.v1.Volume", &at, v, |at| {
+        cursor::part(errors, "io.k8s.api.core.v1.Volume", at, v, |at| {
             if sources::volume_sources(at, &sources::POD_SOURCES, None) == 0 {
                 at.required("must specify a volume type");
             }
@@ -787,157 +794,160 @@ fn volumes(errors: &mut Errors, at: &str, volumes: &[Value]) {
 
 // --- scheduling
 
-pub fn tolerations(errors: &mut Errors, at: &str, tolerations: &[Value]) {
+pub fn tolerations(errors: &mut Errors, at: &dyn Display, tolerations: &[Value]) {
     for (i, t) in tolerations.iter().enumerate() {
-        let at = format!("{at}[{i}]");
+        let at: &dyn Display = &format_args!("{at}[{i}]");
         let text = |key: &str| t.str_at(&[key]);
         let (key, operator, value, effect) = (text("key"), text("operator"), text("value"), text("effect"));
         if !key.is_empty() {
-            invalid(errors, &format!("{at}.key"), key, check::qualified_name(key));
+            invalid(errors, format_args!("{at}.key"), key, check::qualified_name(key));
         } else if operator != "Exists" {
             let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
-            errors.push(FieldError::invalid(format!("{at}.operator"), operator, why));
+            errors.push(FieldError::invalid(format_args!("{at}.operator"), operator, why));
         }
         if t.i64_at(&["tolerationSeconds"]).is_some() && effect != "NoExecute" {
             let why = "effect must be 'NoExecute' when `tolerationSeconds` is set";
-            errors.push(FieldError::invalid(format!("{at}.effect"), effect, why));
+            errors.push(FieldError::invalid(format_args!("{at}.effect"), effect, why));
         }
         match operator {
             "" | "Equal" => {
                 let messages = check::label_value(value);
                 if !messages.is_empty() {
-                    errors.push(FieldError::invalid(format!("{at}.operator"), value, messages.join(";")));
+                    errors.push(FieldError::invalid(format_args!("{at}.operator"), value, messages.join(";")));
                 }
             }
             "Lt" | "Gt" => {
-                errors.push(FieldError::not_supported(format!("{at}.operator"), operator, &["Equal", "Exists", "Lt", "Gt"]));
+                errors.push(FieldError::not_supported(format_args!("{at}.operator"), operator, &["Equal", "Exists", "Lt", "Gt"]));
             }
             "Exists" if !value.is_empty() => {
-                errors.push(FieldError::invalid(format!("{at}.operator"), value, "value must be empty when `operator` is 'Exists'"));
+                errors.push(FieldError::invalid(format_args!("{at}.operator"), value, "value must be empty when `operator` is 'Exists'"));
             }
             "Exists" => {}
-            other => errors.push(FieldError::not_supported(format!("{at}.operator"), other, &["Equal", "Exists"])),
+            other => errors.push(FieldError::not_supported(format_args!("{at}.operator"), other, &["Equal", "Exists"])),
         }
         if !effect.is_empty() {
-            one_of(errors, &format!("{at}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
+            one_of(errors, format_args!("{at}.effect"), effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
         }
     }
 }
 
-fn affinity(errors: &mut Errors, at: &str, affinity: Option<&Value>) {
+fn affinity(errors: &mut Errors, at: &dyn Display, affinity: Option<&Value>) {
     let Some(affinity) = affinity else { return };
     const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
     const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
     if let Some(node) = affinity.at(&["nodeAffinity"]) {
-        let at = format!("{at}.nodeAffinity");
+        let at: &dyn Display = &format_args!("{at}.nodeAffinity");
         if let Some(selector) = node.at(&[REQUIRED]) {
-            let at = format!("{at}.{REQUIRED}.nodeSelectorTerms");
+            let at: &dyn Display = &format_args!("{at}.{REQUIRED}.nodeSelectorTerms");
             let terms = selector.list_at(&["nodeSelectorTerms"]);
             if terms.is_empty() {
-                errors.push(FieldError::required(at.clone(), "must have at least one node selector term"));
+                errors.push(FieldError::required(at, "must have at least one node selector term"));
             }
             for (i, term) in terms.iter().enumerate() {
-                node_selector_term(errors, &format!("{at}[{i}]"), term, true);
+                node_selector_term(errors, &format_args!("{at}[{i}]"), term, true);
             }
         }
         for (i, p) in node.list_at(&[PREFERRED]).iter().enumerate() {
-            let at = format!("{at}.{PREFERRED}[{i}]");
-            weight(errors, &at, p);
-            node_selector_term(errors, &format!("{at}.preference"), p.get("preference").unwrap_or(&Value::Null), false);
+            let at: &dyn Display = &format_args!("{at}.{PREFERRED}[{i}]");
+            weight(errors, at, p);
+            node_selector_term(errors, &format_args!("{at}.preference"), p.get("preference").unwrap_or(&Value::Null), false);
         }
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
         let Some(pod) = affinity.at(&[kind]) else { continue };
         for (i, term) in pod.list_at(&[REQUIRED]).iter().enumerate() {
-            pod_affinity_term(errors, &format!("{at}.{kind}.{REQUIRED}[{i}]"), term);
+            pod_affinity_term(errors, &format_args!("{at}.{kind}.{REQUIRED}[{i}]"), term);
         }
         for (i, p) in pod.list_at(&[PREFERRED]).iter().enumerate() {
-            let at = format!("{at}.{kind}.{PREFERRED}[{i}]");
-            weight(errors, &at, p);
-            pod_affinity_term(errors, &format!("{at}.podAffinityTerm"), p.get("podAffinityTerm").unwrap_or(&Value::Null));
+            let at: &dyn Display = &format_args!("{at}.{kind}.{PREFERRED}[{i}]");
+            weight(errors, at, p);
+            pod_affinity_term(errors, &format_args!("{at}.podAffinityTerm"), p.get("podAffinityTerm").unwrap_or(&Value::Null));
         }
     }
 }
 
-fn weight(errors: &mut Errors, at: &str, preferred: &Value) {
+fn weight(errors: &mut Errors, at: &dyn Display, preferred: &Value) {
     let weight = preferred.i64_at(&["weight"]).unwrap_or(0);
     if !(1..=100).contains(&weight) {
-        errors.push(FieldError::invalid(format!("{at}.weight"), weight, "must be in the range 1-100"));
+        errors.push(FieldError::invalid(format_args!("{at}.weight"), weight, "must be in the range 1-100"));
     }
 }
 
 /// Labels of preferred terms may hold anything.
-pub fn node_selector_term(errors: &mut Errors, at: &str, term: &Value, required: bool) {
+pub fn node_selector_term(errors: &mut Errors, at: &dyn Display, term: &Value, required: bool) {
     for (i, r) in term.list_at(&["matchExpressions"]).iter().enumerate() {
-        let at = format!("{at}.matchExpressions[{i}]");
+        let at: &dyn Display = &format_args!("{at}.matchExpressions[{i}]");
         let (key, values) = (r.str_at(&["key"]), r.list_at(&["values"]));
         match r.str_at(&["operator"]) {
             "In" | "NotIn" if values.is_empty() => {
-                errors.push(FieldError::required(format!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+                errors.push(FieldError::required(format_args!("{at}.values"), "must be specified when `operator` is 'In' or 'NotIn'"));
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
                 let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
-                errors.push(FieldError::forbidden(format!("{at}.values"), why));
+                errors.push(FieldError::forbidden(format_args!("{at}.values"), why));
             }
             "Gt" | "Lt" if values.len() != 1 => {
-                errors.push(FieldError::required(format!("{at}.values"), "must be specified single value when `operator` is 'Lt' or 'Gt'"));
+                errors.push(FieldError::required(
+                    format_args!("{at}.values"),
+                    "must be specified single value when `operator` is 'Lt' or 'Gt'",
+                ));
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-            other => errors.push(FieldError::invalid(format!("{at}.operator"), other, "not a valid selector operator")),
+            other => errors.push(FieldError::invalid(format_args!("{at}.operator"), other, "not a valid selector operator")),
         }
-        invalid(errors, &format!("{at}.key"), key, check::qualified_name(key));
+        invalid(errors, format_args!("{at}.key"), key, check::qualified_name(key));
         for (n, value) in values.iter().filter_map(Value::as_str).enumerate().filter(|_| required) {
-            invalid(errors, &format!("{at}.values[{n}]"), value, check::label_value(value));
+            invalid(errors, format_args!("{at}.values[{n}]"), value, check::label_value(value));
         }
     }
     for (i, r) in term.list_at(&["matchFields"]).iter().enumerate() {
-        let at = format!("{at}.matchFields[{i}]");
+        let at: &dyn Display = &format_args!("{at}.matchFields[{i}]");
         let operator = r.str_at(&["operator"]);
         match operator {
             "In" | "NotIn" if r.list_at(&["values"]).len() != 1 => {
                 let why = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
-                errors.push(FieldError::required(format!("{at}.values"), why));
+                errors.push(FieldError::required(format_args!("{at}.values"), why));
             }
             "In" | "NotIn" => {}
-            other => errors.push(FieldError::invalid(format!("{at}.operator"), other, "not a valid selector operator")),
+            other => errors.push(FieldError::invalid(format_args!("{at}.operator"), other, "not a valid selector operator")),
         }
         let key = r.str_at(&["key"]);
         if key != "metadata.name" {
-            errors.push(FieldError::invalid(format!("{at}.key"), key, "not a valid field selector key"));
+            errors.push(FieldError::invalid(format_args!("{at}.key"), key, "not a valid field selector key"));
             continue;
         }
         for (n, value) in r.list_at(&["values"]).iter().filter_map(Value::as_str).enumerate() {
-            invalid(errors, &format!("{at}.values[{n}]"), value, check::subdomain(value));
+            invalid(errors, format_args!("{at}.values[{n}]"), value, check::subdomain(value));
         }
     }
 }
 
-fn readiness_gates(errors: &mut Errors, at: &str, gates: &[Value]) {
+fn readiness_gates(errors: &mut Errors, at: &dyn Display, gates: &[Value]) {
     for (i, gate) in gates.iter().enumerate() {
         let kind = gate.str_at(&["conditionType"]);
-        invalid(errors, &format!("{at}[{i}].conditionType"), kind, check::qualified_name(kind));
+        invalid(errors, format_args!("{at}[{i}].conditionType"), kind, check::qualified_name(kind));
     }
 }
 
-fn scheduling_gates(errors: &mut Errors, at: &str, gates: &[Value]) {
+fn scheduling_gates(errors: &mut Errors, at: &dyn Display, gates: &[Value]) {
     let mut seen = HashSet::new();
     for (i, gate) in gates.iter().enumerate() {
         let name = gate.str_at(&["name"]);
-        invalid(errors, &format!("{at}[{i}]"), name, check::qualified_name(name));
+        invalid(errors, format_args!("{at}[{i}]"), name, check::qualified_name(name));
         if !seen.insert(name) {
-            errors.push(FieldError::duplicate(format!("{at}[{i}]"), name));
+            errors.push(FieldError::duplicate(format_args!("{at}[{i}]"), name));
         }
     }
 }
 
 // --- names and addresses
 
-fn host_aliases(errors: &mut Errors, at: &str, aliases: &[Value]) {
+fn host_aliases(errors: &mut Errors, at: &dyn Display, aliases: &[Value]) {
     for (i, alias) in aliases.iter().enumerate() {
         let ip = alias.str_at(&["ip"]);
-        invalid(errors, &format!("{at}[{i}].ip"), ip, check::ip(ip));
+        invalid(errors, format_args!("{at}[{i}].ip"), ip, check::ip(ip));
         for (n, host) in alias.list_at(&["hostnames"]).iter().filter_map(Value::as_str).enumerate() {
-            invalid(errors, &format!("{at}[{i}].hostnames[{n}]"), host, check::subdomain(host));
+            invalid(errors, format_args!("{at}[{i}].hostnames[{n}]"), host, check::subdomain(host));
         }
     }
 }

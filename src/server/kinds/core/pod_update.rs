@@ -143,7 +143,7 @@ fn tolerations(errors: &mut Vec<FieldError>, new: &Value, old: &Value) {
         let why = "existing toleration can not be modified except its tolerationSeconds";
         return errors.push(FieldError::forbidden("spec.tolerations", why));
     }
-    pod_spec::tolerations(errors, "spec.tolerations", is);
+    pod_spec::tolerations(errors, &"spec.tolerations", is);
 }
 
 fn same_but_seconds(a: &Value, b: &Value) -> bool {

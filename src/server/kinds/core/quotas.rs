@@ -103,12 +103,12 @@ fn resource_quota(quota: &At, old: Option<&At>) {
     let mut seen: Vec<&str> = Vec::new();
     for term in terms.each() {
         // Upstream names the list, not the entry.
-        let term = term.called(terms.path.as_str());
+        let term = term.called(terms.path);
         let (scope, operator, values) = (term.get("scopeName"), term.get("operator"), term.get("values"));
         if !SCOPES.contains(&scope.str()) {
             scope.invalid_as(scope.str(), "unsupported scope");
         }
-        (0..misapplied(scope.str())).for_each(|_| selector.called(terms.path.as_str()).invalid("unsupported scope applied to resource"));
+        (0..misapplied(scope.str())).for_each(|_| selector.called(terms.path).invalid("unsupported scope applied to resource"));
         let valueless = !matches!(scope.str(), "PriorityClass" | "VolumeAttributesClass") && SCOPES.contains(&scope.str());
         if valueless && operator.str() != "Exists" {
             operator.invalid_as(
@@ -146,7 +146,7 @@ fn default_limits(limit: &mut crate::api::value::Map) {
     let fill = |limit: &mut crate::api::value::Map, from: &str, to: &str| {
         let amounts = limit.get(from).and_then(Value::as_map).cloned().unwrap_or_default();
         for (name, amount) in amounts {
-            limit.map_slot(to).insert_default(&name, amount);
+            limit.map_slot(to).insert_default(name, amount);
         }
     };
     fill(limit, "max", "default");
@@ -166,7 +166,7 @@ fn limit_range(range: &At) {
             kind.invalid("must be a standard limit type or fully qualified");
         }
         if kinds.contains(&kind.str()) {
-            kind.over(Some(kind.value)).push(crate::api::status::FieldError::duplicate(kind.path.as_str(), kind.str()));
+            kind.over(Some(kind.value)).push(crate::api::status::FieldError::duplicate(kind.path, kind.str()));
         }
         kinds.push(kind.str());
         limit_item(limit, kind.str());
@@ -198,18 +198,18 @@ fn limit_item(limit: &At, kind: &str) {
 }
 
 /// min ≤ default request ≤ default ≤ max, of one resource.
-fn bounds(limit: &At, lists: &[&str], name: &str) {
-    let at = |list: &str| {
+fn bounds(limit: &At, lists: &[&'static str], name: &str) {
+    let at = |list: &'static str| {
         let list_at = limit.get(list);
-        let entry = list_at.get(name);
+        let entry = list_at.member(name);
         entry.called(format!("{}[{name}]", list_at.path))
     };
-    let amount = |list: &str| at(list).quantity().filter(|_| lists.contains(&list));
+    let amount = |list: &'static str| at(list).quantity().filter(|_| lists.contains(&list));
     let (min, max) = (amount("min"), amount("max"));
     let (default, request, ratio) = (amount("default"), amount("defaultRequest"), amount("maxLimitRequestRatio"));
     let above = |a: &Option<Quantity>, b: &Option<Quantity>| matches!((a, b), (Some(a), Some(b)) if a > b);
     let text = |q: &Option<Quantity>| q.as_ref().map_or_else(String::new, Quantity::to_string);
-    let complain = |list: &str, shown: &Option<Quantity>, why: String| at(list).invalid_as(text(shown), why);
+    let complain = |list: &'static str, shown: &Option<Quantity>, why: String| at(list).invalid_as(text(shown), why);
     if above(&min, &max) {
         complain("min", &min, format!("min value {} is greater than max value {}", text(&min), text(&max)));
     }

@@ -32,7 +32,7 @@ impl Strategy for Secrets {
         let mut errors = Vec::new();
         let mut bytes = 0;
         for (key, value) in object.map_at(&["data"]).into_iter().flat_map(|m| m.iter()) {
-            validation::invalid(&mut errors, &format!("data[{key}]"), key, validation::config_key(key));
+            validation::invalid(&mut errors, format_args!("data[{key}]"), key, validation::config_key(key));
             bytes += decoded_len(value);
         }
         if bytes > BYTES_MAX {

@@ -102,25 +102,25 @@ fn ports(errors: &mut Errors, spec: &Value, kind: &str, headless: bool) {
                 errors.push(FieldError::required(format!("{at}.name"), ""));
             }
         } else {
-            invalid(errors, &format!("{at}.name"), name, check::label(name));
+            invalid(errors, format_args!("{at}.name"), name, check::label(name));
             if !names.insert(name) {
                 errors.push(FieldError::duplicate(format!("{at}.name"), name));
             }
         }
         let port = p.i64_at(&["port"]).unwrap_or(0);
-        invalid_number(errors, &format!("{at}.port"), port, check::port_number(port));
+        invalid_number(errors, format_args!("{at}.port"), port, check::port_number(port));
         match protocol {
             "" => errors.push(FieldError::required(format!("{at}.protocol"), "")),
-            _ => one_of(errors, &format!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
+            _ => one_of(errors, format_args!("{at}.protocol"), protocol, &["SCTP", "TCP", "UDP"]),
         }
         match p.get("targetPort") {
-            Some(Value::Int(n)) => invalid_number(errors, &format!("{at}.targetPort"), *n, check::port_number(*n)),
-            Some(Value::Str(s)) => invalid(errors, &format!("{at}.targetPort"), s, check::port_name(s)),
+            Some(Value::Int(n)) => invalid_number(errors, format_args!("{at}.targetPort"), *n, check::port_number(*n)),
+            Some(Value::Str(s)) => invalid(errors, format_args!("{at}.targetPort"), s, check::port_name(s)),
             _ => {}
         }
         let application = p.str_at(&["appProtocol"]);
         if !application.is_empty() {
-            invalid(errors, &format!("{at}.appProtocol"), application, check::qualified_name(application));
+            invalid(errors, format_args!("{at}.appProtocol"), application, check::qualified_name(application));
         }
         let node = p.i64_at(&["nodePort"]).unwrap_or(0);
         if node != 0 {
@@ -176,7 +176,7 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, kind: &str) {
                 errors.push(FieldError::invalid("spec.clusterIPs", list(), "'None' must be the first and only value"));
             }
             (0, "None") => {}
-            (i, ip) => invalid(errors, &format!("spec.clusterIPs[{i}]"), ip, address(ip)),
+            (i, ip) => invalid(errors, format_args!("spec.clusterIPs[{i}]"), ip, address(ip)),
         }
     }
     let are_addresses = errors.len() == before;
@@ -352,16 +352,16 @@ pub fn status(service: &Value) -> Errors {
         let (ip, host) = (entry.str_at(&["ip"]), entry.str_at(&["hostname"]));
         let mode = entry.at(&["ipMode"]).and_then(Value::as_str);
         if !ip.is_empty() {
-            invalid(&mut errors, &format!("{at}.ip"), ip, address(ip));
+            invalid(&mut errors, format_args!("{at}.ip"), ip, address(ip));
         }
         match (mode, ip) {
             (Some(_), "") => errors.push(FieldError::forbidden(format!("{at}.ipMode"), "may not be specified when `ip` is not set")),
             (None, "") => {}
             (None, _) => errors.push(FieldError::required(format!("{at}.ipMode"), "must be specified when `ip` is set")),
-            (Some(mode), _) => one_of(&mut errors, &format!("{at}.ipMode"), mode, &["Proxy", "VIP"]),
+            (Some(mode), _) => one_of(&mut errors, format_args!("{at}.ipMode"), mode, &["Proxy", "VIP"]),
         }
         if !host.is_empty() {
-            invalid(&mut errors, &format!("{at}.hostname"), host, check::subdomain(host));
+            invalid(&mut errors, format_args!("{at}.hostname"), host, check::subdomain(host));
             if host.parse::<IpAddr>().is_ok() {
                 errors.push(FieldError::invalid(format!("{at}.hostname"), host, "must be a DNS name, not an IP address"));
             }

@@ -123,7 +123,7 @@ fn controller(spec: &At) {
         return template.required("");
     }
     let labels = template.at(&["metadata", "labels"]);
-    let matches = selector.entries().iter().all(|(key, value)| labels.get(key).value == value.value);
+    let matches = selector.entries().iter().all(|(key, value)| labels.member(key).value == value.value);
     if !selector.is_empty() && !matches {
         labels.invalid("`selector` does not match template `labels`");
     }

@@ -120,7 +120,7 @@ const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce
 pub fn access_modes(modes: &At) {
     let mut seen = (false, false);
     for mode in modes.each() {
-        let known = mode.called(modes.path.as_str()).one_of(&ACCESS_MODES);
+        let known = mode.as_at(modes.path).one_of(&ACCESS_MODES);
         match mode.str() {
             "ReadWriteOncePod" => seen.0 = true,
             _ if known => seen.1 = true,
@@ -134,7 +134,7 @@ pub fn access_modes(modes: &At) {
 
 /// `spec` of a persistent volume, or one written into a volume attachment.
 pub fn spec(spec: &At, name: &str, inline: bool, old: Option<&At>) {
-    let get = |key: &str| spec.get(key);
+    let get = |key: &'static str| spec.get(key);
     let (capacity, reclaim) = (get("capacity"), get("persistentVolumeReclaimPolicy"));
     const INLINE: &str = "may not be specified in the context of inline volumes";
     if inline {
@@ -367,7 +367,7 @@ pub const POD_SOURCES: [&str; 30] = [
 ];
 
 /// Checks what is there of `sources`; how many there are. `name` is the persistent volume's; none for pods.
-pub fn volume_sources(holder: &At, sources: &[&str], name: Option<&str>) -> usize {
+pub fn volume_sources(holder: &At, sources: &[&'static str], name: Option<&str>) -> usize {
     let mut count = 0;
     for source in sources {
         let at = holder.get(source);
@@ -392,13 +392,13 @@ pub fn volume_sources(holder: &At, sources: &[&str], name: Option<&str>) -> usiz
 
 fn source(source: &str, at: &At, holder: &At, name: Option<&str>) {
     let persistent = name.is_some();
-    let need = |keys: &[&str]| {
+    let need = |keys: &[&'static str]| {
         keys.iter().for_each(|key| {
             at.get(key).must();
         })
     };
     // A secret in another namespace must say which.
-    let secret = |key: &str| {
+    let secret = |key: &'static str| {
         let reference = at.get(key);
         if reference.is_set() {
             reference.get("name").must();
@@ -529,7 +529,7 @@ fn source(source: &str, at: &At, holder: &At, name: Option<&str>) {
         "image" => {
             let reference = at.get("reference");
             // A template may leave the image to whoever makes pods of it.
-            if !at.path.contains(".template.") {
+            if !at.path.to_string().contains(".template.") {
                 reference.must();
             }
             let policy = at.get("pullPolicy");
@@ -552,8 +552,8 @@ pub fn template_metadata(metadata: &At) {
     annotations.with(|errors, at| validation::annotations(errors, at, Some(annotations.value)));
     metadata.get("labels").labels();
     for (key, _) in metadata.value.as_map().into_iter().flat_map(|m| m.iter()).filter(|(_, v)| !v.is_null()) {
-        if !matches!(key, "annotations" | "labels") && !metadata.get(key).is_empty() {
-            metadata.get(key).called(format!("{}.{}", metadata.path, capital(key))).forbidden("cannot be set");
+        if !matches!(key, "annotations" | "labels") && !metadata.member(key).is_empty() {
+            metadata.member(key).called(format_args!("{}.{}", metadata.path, capital(key))).forbidden("cannot be set");
         }
     }
 }
@@ -606,7 +606,7 @@ fn key_to_path(item: &At) {
 /// Complaints about the items name the list they are in (`called`), not the item.
 fn downward_files(called: &At, items: &At) {
     for item in items.each() {
-        let item = item.called(called.path.as_str());
+        let item = item.as_at(called.path);
         item.get("path").must();
         unreserved(&item.get("path"));
         let (field, amount) = (item.get("fieldRef"), item.get("resourceFieldRef"));
@@ -666,7 +666,7 @@ fn projected(volume: &At) {
             if seconds.int() > 1 << 32 {
                 seconds.invalid("may not specify a duration larger than 2^32 seconds");
             }
-            let path = token.get("path").called(format!("{}.path", volume.path));
+            let path = token.get("path").as_at(volume.path.key("path"));
             if path.must() {
                 unreserved(&path);
             }
@@ -866,13 +866,9 @@ fn azure_disk(at: &At) {
     const MANAGED: &str = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}";
     const BLOB: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
     match kind.str() {
-        "Managed" if !uri.str().starts_with("/subscriptions/") => {
-            uri.push(FieldError::not_supported(uri.path.as_str(), uri.str(), &[MANAGED]))
-        }
+        "Managed" if !uri.str().starts_with("/subscriptions/") => uri.push(FieldError::not_supported(uri.path, uri.str(), &[MANAGED])),
         "Managed" => {}
-        _ if kind.is_set() && !uri.str().starts_with("https://") => {
-            uri.push(FieldError::not_supported(uri.path.as_str(), uri.str(), &[BLOB]))
-        }
+        _ if kind.is_set() && !uri.str().starts_with("https://") => uri.push(FieldError::not_supported(uri.path, uri.str(), &[BLOB])),
         _ => {}
     }
 }
