@@ -4,12 +4,22 @@ use crate::api::resource::{self, Resource};
 use crate::api::status::{FieldError, Result};
 use crate::api::time::Time;
 use crate::api::value::Value;
-use crate::server::cursor;
+use crate::server::cursor::{self, At};
+use crate::server::kinds::core::amounts;
 use crate::server::kinds::none;
 use crate::server::strategy::{Column, Context, Selectable, Strategy, begin_status_update, restore};
 use crate::server::{table, validation};
 
 pub struct Nodes;
+
+/// What a node says it has.
+fn resources(node: &At) {
+    for list in ["capacity", "allocatable"] {
+        for (name, amount) in node.at(&["status", list]).entries() {
+            amounts::amount(&amount.called(format!("status.{list}.{name}")), name);
+        }
+    }
+}
 
 const COLUMNS: &[Column] = &[
     Column::NAME,
@@ -62,7 +72,20 @@ impl Strategy for Nodes {
                 errors.push(FieldError::invalid(format!("spec.podCIDRs[{i}]"), cidr, why));
             }
         }
+        let ranges = object.list_at(&["spec", "podCIDRs"]);
+        let is_v4 = |range: &Value| !range.as_str().unwrap_or("").contains(':');
+        if ranges.len() > 2 || (ranges.len() == 2 && is_v4(&ranges[0]) == is_v4(&ranges[1])) {
+            let why = "may specify no more than one CIDR for each IP family";
+            errors.push(FieldError::invalid("spec.podCIDRs", ranges.to_vec(), why));
+        }
+        errors.extend(cursor::validate(self.resource().type_ref(), object, resources));
         errors
+    }
+    fn validate_status_update(&self, _: &Context, new: &Value, _: &Value) -> Vec<FieldError> {
+        cursor::validate(self.resource().type_ref(), new, |node| {
+            resources(node);
+            node.at(&["status", "addresses"]).unique(|at| at.value.clone());
+        })
     }
     fn validate_update(&self, _: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
         let mut errors = Vec::new();
@@ -187,6 +210,19 @@ fn taints(errors: &mut Vec<FieldError>, node: &Value) {
 mod tests {
     use super::*;
     use crate::value;
+
+    #[test]
+    fn what_a_node_has_is_no_less_than_nothing_and_in_whole_pieces() {
+        let node = value!({"status": {"capacity": {"cpu": "-1", "memory": "1Gi"}, "allocatable": {"pods": "1500m"}}});
+        let found = cursor::validate(resource::NODES.type_ref(), &node, resources);
+        assert_eq!(
+            found.iter().map(FieldError::to_string).collect::<Vec<_>>(),
+            [
+                "status.capacity.cpu: Invalid value: \"-1\": must be greater than or equal to 0",
+                "status.allocatable.pods: Invalid value: \"1500m\": must be an integer",
+            ]
+        );
+    }
 
     #[test]
     fn what_kubectl_shows() {
