@@ -26,7 +26,7 @@ use tracing::{error, warn};
 use super::command::Input;
 use super::raft::Pin;
 use super::state::Row;
-use super::tables::{Head, Sum, checked, decode_row, encode_row, encode_tombstone, row_key, sealed, split_row_key};
+use super::tables::{Deflater, Head, Sum, checked, decode_row, encode_row, encode_tombstone, row_key, sealed, split_row_key};
 
 const BATCH_BYTES: usize = 256 << 10;
 const SEGMENT_BYTES: usize = 2 << 20;
@@ -209,10 +209,11 @@ impl Checkpoints {
         let (since, mut sum) = self.last.as_ref().map_or((0, Sum::default()), |(head, sum)| (head.revision, *sum));
         let head = Head { cluster, applied: pin.applied, members: pin.members.clone(), revision: pin.revision };
         let mut batch = Pending::default();
+        let mut deflater = Deflater::new();
         for page in pin.rows(since) {
             for row in page {
                 sum.add(&row.key, row.revision);
-                for (chunk, bytes) in encode_row(&row).into_iter().enumerate() {
+                for (chunk, bytes) in encode_row(&row, &mut deflater).into_iter().enumerate() {
                     batch.put(&self.rows, row_key(&row.key, row.revision, chunk as u16), bytes)?;
                 }
             }

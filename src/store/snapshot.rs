@@ -15,7 +15,7 @@ use super::command::{Input, put_bytes, put_u32};
 use super::fs::{Fs, FsFile};
 use super::raft::Pin;
 use super::state::Row;
-use super::tables::{Head, Sum, decode_plain, deflate, encode_plain, inflate};
+use super::tables::{Deflater, Head, Sum, decode_plain, encode_plain, inflate};
 
 const MAGIC: &[u8; 8] = b"CORAKSN1";
 const FRAME_BYTES: usize = 1 << 20;
@@ -58,7 +58,7 @@ impl Output {
     fn rows(&mut self, plain: &mut Vec<u8>) -> io::Result<()> {
         let mut body = Vec::new();
         put_u32(&mut body, plain.len());
-        body.extend(deflate(plain));
+        body.extend(Deflater::new().deflate(plain));
         plain.clear();
         self.frame(2, &body)
     }

@@ -117,8 +117,8 @@ fn value_crc(row: &Row) -> u32 {
 }
 
 /// The chunks of a row's value.
-pub(crate) fn encode_row(row: &Row) -> Vec<Vec<u8>> {
-    let deflated = (row.value.len() >= COMPRESS_MIN).then(|| deflate(&row.value)).filter(|d| d.len() < row.value.len() / 8 * 7);
+pub(crate) fn encode_row(row: &Row, deflater: &mut Deflater) -> Vec<Vec<u8>> {
+    let deflated = (row.value.len() >= COMPRESS_MIN).then(|| deflater.deflate(&row.value)).filter(|d| d.len() < row.value.len() / 8 * 7);
     let flags = if deflated.is_some() { DEFLATED } else { 0 };
     let data: &[u8] = deflated.as_deref().unwrap_or(&row.value);
     let mut out = Vec::with_capacity(ROW_HEADER + data.len());
@@ -167,16 +167,25 @@ pub(crate) fn decode_plain(input: &mut Input) -> Option<Row> {
     Some(Row { key: input.bytes()?, value: input.bytes()?, revision: input.u64()?, created: input.u64()?, expires: input.u64()? })
 }
 
-pub(crate) fn deflate(bytes: &[u8]) -> Vec<u8> {
-    let mut compressor = flate2::Compress::new(flate2::Compression::fast(), false);
-    let mut out = Vec::with_capacity(bytes.len() / 2 + 64);
-    loop {
-        let done = compressor.total_in() as usize;
-        let status = compressor.compress_vec(&bytes[done..], &mut out, flate2::FlushCompress::Finish);
-        if matches!(status.expect("deflate takes any bytes"), flate2::Status::StreamEnd) {
-            return out;
+/// A compressor's tables, 300 KB, for one value after the other.
+pub(crate) struct Deflater(flate2::Compress);
+
+impl Deflater {
+    pub(crate) fn new() -> Deflater {
+        Deflater(flate2::Compress::new(flate2::Compression::fast(), false))
+    }
+
+    pub(crate) fn deflate(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.0.reset();
+        let mut out = Vec::with_capacity(bytes.len() / 2 + 64);
+        loop {
+            let done = self.0.total_in() as usize;
+            let status = self.0.compress_vec(&bytes[done..], &mut out, flate2::FlushCompress::Finish);
+            if matches!(status.expect("deflate takes any bytes"), flate2::Status::StreamEnd) {
+                return out;
+            }
+            out.reserve(out.capacity());
         }
-        out.reserve(out.capacity());
     }
 }
 
@@ -200,9 +209,10 @@ mod tests {
     #[test]
     fn rows_survive_chunking_and_compression() {
         let noise: Vec<u8> = (0..100_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        for value in [vec![], vec![1], vec![5; 100_000], noise] {
+        let mut deflater = Deflater::new();
+        for value in [vec![], vec![1], vec![5; 100_000], noise, vec![7; 1000]] {
             let row = row(value);
-            let chunks = encode_row(&row);
+            let chunks = encode_row(&row, &mut deflater);
             assert!(chunks.iter().all(|chunk| chunk.len() <= CHUNK_BYTES));
             assert_eq!(decode_row(&row.key, row.revision, &chunks.concat()), Ok(Some(row)));
         }
@@ -211,7 +221,7 @@ mod tests {
     #[test]
     fn a_flipped_bit_is_noticed() {
         let row = row(vec![42; 2000]);
-        let bytes = encode_row(&row).concat();
+        let bytes = encode_row(&row, &mut Deflater::new()).concat();
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);

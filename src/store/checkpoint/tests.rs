@@ -75,7 +75,7 @@ fn checkpoints_follow_the_state_and_leave_no_rubbish() {
     }
     bench.save();
     bench.save();
-    let chunks: usize = bench.rows().iter().map(|row| encode_row(row).len()).sum();
+    let chunks: usize = bench.rows().iter().map(|row| encode_row(row, &mut Deflater::new()).len()).sum();
     assert_eq!(bench.checkpoints.rows.len(), chunks, "replaced rows and tombstones are gone");
     assert!(!bench.dir.0.join("sled/blobs").exists() || fs::read_dir(bench.dir.0.join("sled/blobs")).unwrap().count() == 0);
 }
@@ -105,7 +105,7 @@ fn a_failed_checkpoint_is_made_up_for() {
     // The rows were written and then the disk was full.
     let mut batch = Pending::default();
     for row in pin.rows(2).flatten() {
-        batch.put(&bench.checkpoints.rows, row_key(&row.key, row.revision, 0), encode_row(&row).concat()).unwrap();
+        batch.put(&bench.checkpoints.rows, row_key(&row.key, row.revision, 0), encode_row(&row, &mut Deflater::new()).concat()).unwrap();
     }
     batch.apply(&bench.checkpoints.rows).unwrap();
     drop(pin);
