@@ -424,37 +424,3 @@ async fn long_lists_are_streamed() {
     decoded.set(&["apiVersion"], version.as_str());
     assert_eq!(serde_json::Value::from(&decoded), plain);
 }
-
-/// Who asks for a pod to go at once is told that it went, also when somebody who saw the mark removes it first.
-#[tokio::test]
-async fn a_deletion_that_marked_is_done_whoever_removes() {
-    const PODS: &str = "/api/v1/namespaces/default/pods";
-    let api = Api::start("marked").await;
-    let account = json!({"metadata": {"name": "default"}}).to_string();
-    let kind = [("content-type", "application/json")];
-    assert_eq!(api.json("POST", "/api/v1/namespaces/default/serviceaccounts", &kind, &account).await.0, 201);
-    let (store, mut watcher) = (api.store.clone(), api.store.watch(b"\0pods\0", 0).unwrap());
-    let gone = |key: &Bytes| store::Batch::delete(key.clone()).check(key.clone(), store::Expect::Present);
-    let racer = tokio::spawn(async move {
-        let (mut last, mut won) = (Bytes::new(), 0);
-        while won < 20 {
-            for event in watcher.next().await.unwrap() {
-                // The second version of a pod is the mark.
-                if event.value.is_some() && event.key == last {
-                    won += usize::from(store.write(gone(&event.key)).await.is_ok());
-                }
-                last = event.key;
-            }
-        }
-    });
-    for i in 0.. {
-        if racer.is_finished() {
-            break;
-        }
-        assert!(i < 2000, "nobody was ever faster");
-        let pod = json!({"metadata": {"name": format!("p{i}")}, "spec": {"containers": [{"name": "c", "image": "i"}]}}).to_string();
-        assert_eq!(api.json("POST", PODS, &kind, &pod).await.0, 201);
-        let (code, answer) = api.json("DELETE", &format!("{PODS}/p{i}"), &kind, r#"{"gracePeriodSeconds": 0}"#).await;
-        assert_eq!((code, &answer["metadata"]["deletionGracePeriodSeconds"]), (200, &json!(0)), "{answer}");
-    }
-}

@@ -43,14 +43,11 @@ impl Pipeline {
         let mut marked: Option<Object> = None;
         for _ in 0..ATTEMPTS_MAX {
             let context = self.context(Operation::Delete, request);
-            let old = match (self.stored(row, &request.namespace, &request.name), &marked) {
-                // What we marked to go at once somebody else removed: a controller, the node.
-                (Err(status), Some(ours)) if status.code == 404 => return Ok(removed(row, ours, ours.value(), &context, ours.revision)),
-                (Ok(other), Some(ours)) if other.uid() != ours.uid() => {
-                    return Ok(removed(row, ours, ours.value(), &context, ours.revision));
-                }
-                (old, _) => old?,
-            };
+            let stored = self.stored(row, &request.namespace, &request.name);
+            if let Some(ours) = marked.as_ref().filter(|ours| is_gone(ours, &stored)) {
+                return Ok(removed(row, ours, ours.value(), &context, ours.revision));
+            }
+            let old = stored?;
             check_preconditions(row, &old, options)?;
             let tree = old.value();
             self.admit_validating(&context, &tree, Some(&tree))?;
@@ -248,6 +245,14 @@ fn wanted_finalizers(row: &Row, context: &Context, old: &Value, options: &Delete
     wanted.into_iter().map(Value::from).collect()
 }
 
+/// Whether somebody else, a controller or the node, removed what we marked to go at once: then it went as it should.
+fn is_gone(marked: &Object, stored: &Result<Object>) -> bool {
+    match stored {
+        Err(status) => status.code == 404,
+        Ok(stored) => stored.uid() != marked.uid(),
+    }
+}
+
 fn accepted(options: &DeleteOptions) -> u16 {
     if options.orphan == Some(false) { 202 } else { 200 }
 }
@@ -397,4 +402,27 @@ fn check(options: &DeleteOptions) -> Result<()> {
     }
     errors.extend(super::dry_run_error(&options.dry_run));
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("meta.k8s.io", "DeleteOptions", "", &errors)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::resource;
+
+    #[test]
+    fn what_was_marked_to_go_at_once_went_whoever_removed_it() {
+        let pod = |uid: &str, revision| {
+            let value = crate::value!({"metadata": {"name": "p", "namespace": "n", "uid": uid}});
+            Object::from_value(&resource::PODS, &value, revision)
+        };
+        let marked = pod("a", 5);
+        for (stored, gone) in [
+            (Err(Status::not_found(&resource::PODS, "p")), true),
+            (Ok(pod("b", 9)), true),
+            (Ok(pod("a", 7)), false),
+            (Err(Status::internal("not read")), false),
+        ] {
+            assert_eq!(is_gone(&marked, &stored), gone, "{stored:?}");
+        }
+    }
 }
