@@ -126,7 +126,8 @@ async fn get(url: &str) -> anyhow::Result<String> {
     Ok(body.to_string())
 }
 
-/// `coracle load <url>`: GETs one after another, until ended, each given 5 s (and 7 for its name); says every tenth of a second how many were answered and failed.
+/// `coracle load <url>`: GETs one after another, until ended, each given 5 s (and 7 more if it has a name to look up); says every
+/// tenth of a second how many were answered and failed.
 pub async fn load(url: &str) -> anyhow::Result<()> {
     let (mut answered, mut failed) = (0_u64, 0_u64);
     let mut said = std::time::Instant::now();

@@ -8,9 +8,6 @@ use crate::api::world::Row;
 
 pub struct ClusterRoleAggregation;
 
-/// Until all roles are known.
-const BLIND_MS: i64 = 1000;
-
 impl Controller for ClusterRoleAggregation {
     fn name(&self) -> &'static str {
         "clusterrole-aggregation-controller"
@@ -31,9 +28,6 @@ impl Controller for ClusterRoleAggregation {
         let selectors = object.list_at(&["aggregationRule", "clusterRoleSelectors"]);
         if selectors.is_empty() {
             return Vec::new();
-        }
-        if !world.is_synced(&CLUSTERROLES) {
-            return vec![Action::RequeueAfter { ms: BLIND_MS }];
         }
         let rules = aggregated(row, selectors, world);
         if object.list_at(&["rules"]) == rules {
